@@ -42,7 +42,8 @@ format: $(READY) ## let ruff put things right
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(READY) ## build docs/_build/html; every warning is an error
+docs: $(READY) ## build docs/_build/html anew; every warning is an error
+	rm -rf docs/_build docs/api
 	$(PY) -m sphinx -M html docs docs/_build -W --keep-going
 
 notebooks: $(READY) ## run the tutorials again with full settings and keep their output
