@@ -12,7 +12,8 @@ import dynapath as dp
 def loaded_by(statement: str) -> set[str]:
     """Names of all modules that a fresh interpreter has loaded after `statement`."""
     program = f"{statement}\nimport sys\nprint(*sys.modules, sep='\\n')"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
 
