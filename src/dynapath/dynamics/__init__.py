@@ -1,0 +1,23 @@
+"""What moves: exact linear dynamics, and mixtures of them. Tensors in, tensors out."""
+
+from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
+from .group_dynamics import GroupDynamics, TimeScale, Trajectories
+from .linear import flow, moments, noise_covariance, propagator, velocity
+from .mixture import LinearMixture, Marginals, marginal_log_prob
+
+__all__ = [
+    "GroupDynamics",
+    "LinearMixture",
+    "Marginals",
+    "MixtureFit",
+    "TimeScale",
+    "Trajectories",
+    "fit_mixture",
+    "flow",
+    "marginal_log_prob",
+    "moments",
+    "noise_covariance",
+    "propagator",
+    "refit_proportions",
+    "velocity",
+]

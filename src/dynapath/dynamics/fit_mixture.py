@@ -1,0 +1,230 @@
+"""Fitting the mixture of group dynamics to points with times: annealed restarts as one batched optimisation.
+
+Minimises, per restart,  -mean_i log p(z_i | t_i) + ridge mean_k ||A_k||^2 + growth_penalty sum_k r_k^2  by Adam on all
+points at once. Every restart starts from its own k-means, without motion of its own (A = 0) but with a random drift, and
+with tempered responsibilities, so that groups are pulled by the whole of the data before they specialise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from .mixture import LinearMixture, marginal_log_prob
+
+
+@dataclass(frozen=True)
+class MixtureFit:
+    """The best restart, and what the others found.
+
+    `log_likelihood` (restart,) is the mean per cell, `agreement` (restart,) the adjusted Rand index between each
+    restart's groups and those of the best.
+    """
+
+    mixture: LinearMixture
+    log_likelihood: NDArray[np.float64]
+    agreement: NDArray[np.float64]
+
+    @property
+    def best(self) -> int:
+        """Index of the chosen restart."""
+        return int(np.argmax(self.log_likelihood))
+
+
+def fit_mixture(
+    mixture: LinearMixture,
+    z: Float[Tensor, "cell latent"],
+    time_index: Int[Tensor, " cell"],
+    times: Float[Tensor, " time"],
+    *,
+    labels: Int[Tensor, " cell"] | None = None,
+    ridge: float = 0.02,
+    growth_penalty: float = 1.0,
+    n_restarts: int = 8,
+    n_steps: int = 400,
+    lr: float = 0.03,
+    max_cells: int = 5000,
+    random_state: int | None = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> MixtureFit:
+    """Fit group dynamics to points seen at a few times.
+
+    Parameters
+    ----------
+    mixture
+        Gives the structure (groups, sharing, growth); its values are not used and not changed.
+    z
+        Points, in units in which their spread is about 1.
+    time_index, times
+        Point i was seen at `times[time_index[i]]`; times start at 0 and span about 1.
+    labels
+        Known group of each point, -1 where unknown.
+    ridge, growth_penalty
+        Weights of the penalties, in nats per cell.
+    n_restarts
+        One is not enough: about half of all starts end in a worse optimum.
+    max_cells
+        More points than this are thinned at random, evenly within each time: a few hundred per group fix its moments.
+
+    Returns
+    -------
+    MixtureFit : the restart with the highest likelihood, and the spread over all.
+    """
+    rng = np.random.default_rng(random_state)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    kept = _thin(time_index, max_cells, rng)
+    z, time_index = z[kept].detach(), time_index[kept]
+    labels = None if labels is None else labels[kept]
+
+    copies = mixture.like(n_copies=n_restarts)
+    _start(copies, z, time_index, times, labels, rng, generator)
+    parameters = [p for p in copies.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    n_warm = max(1, int(0.4 * n_steps))
+    for step in range(n_steps):
+        temperature = max(1.0, 3.0 - 2.0 * step / n_warm)
+        optimizer.zero_grad()
+        log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
+        loss = ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
+        loss.sum().backward()
+        _clip_each(parameters, max_norm=10.0)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step)
+
+    with torch.no_grad():
+        joint = copies.at(times).joint_log_prob(z, time_index)
+        reached = marginal_log_prob(joint, labels).mean(-1).double().cpu().numpy()
+    # A restart that left the finite numbers has lost, whatever it reached before.
+    reached = np.where(np.isfinite(reached), reached, -np.inf)
+    if not np.isfinite(reached).any():
+        msg = f"All {n_restarts} restarts of the mixture of dynamics diverged. Check the latent space for outliers, or lower lr."
+        raise FloatingPointError(msg)
+    groups = joint.argmax(-1).cpu().numpy()
+    best = int(np.argmax(reached))
+    agreement = np.array([adjusted_rand_score(groups[best], other) for other in groups])
+    return MixtureFit(copies.select(best), reached, agreement)
+
+
+def refit_proportions(
+    mixture: LinearMixture,
+    z: Float[Tensor, "cell latent"],
+    time_index: Int[Tensor, " cell"],
+    times: Float[Tensor, " time"],
+    *,
+    labels: Int[Tensor, " cell"] | None = None,
+    n_rounds: int = 20,
+) -> None:
+    """Maximum-likelihood a and r with the dynamics held fixed, in place: proportions free of the growth penalty.
+
+    Expectation-maximisation; each M step is a multinomial logistic regression on time, solved by Newton steps on the
+    responsibilities summed over the cells of a time.
+    """
+    K, T = mixture.n_groups, len(times)
+    fixed_r = mixture.growth == "off"
+    with torch.no_grad():
+        component = mixture.at(times).joint_log_prob(z, time_index).double()
+        component = component - mixture.log_proportions(times)[:, time_index].mT
+    design = torch.stack([torch.ones_like(times), torch.zeros_like(times) if fixed_r else times], -1).double()
+    beta = torch.stack([mixture.log_weight0, mixture.growth_rate], -1).detach().double()  # (group, 2)
+    n_cells = torch.bincount(time_index, minlength=T).double()
+    # A pseudo-count keeps groups that a snapshot lacks from rates of minus infinity.
+    tiny = 1e-3 * torch.eye(2 * K, dtype=torch.float64, device=z.device)
+    for _ in range(n_rounds):
+        joint = component + (design @ beta.mT).log_softmax(-1)[time_index]
+        resp = joint.softmax(-1)
+        if labels is not None:
+            known = torch.nn.functional.one_hot(labels.clamp_min(0), K).double()
+            resp = torch.where((labels >= 0).unsqueeze(-1), known, resp)
+        mass = torch.zeros(T, K, dtype=torch.float64, device=z.device).index_add(0, time_index, resp)
+        for _ in range(5):
+            p = (design @ beta.mT).softmax(-1)
+            gradient = ((mass - n_cells[:, None] * p).mT @ design).flatten() - tiny @ beta.flatten()
+            spread = n_cells[:, None, None] * (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2))
+            hessian = torch.einsum("tkl,ti,tj->kilj", spread, design, design).reshape(2 * K, 2 * K) + tiny
+            step = torch.linalg.solve(hessian, gradient).reshape(K, 2)
+            beta = beta + step.clamp(-2, 2)
+    beta = beta - beta.mean(0)
+    with torch.no_grad():
+        mixture._a.copy_(beta[:, 0])
+        if not fixed_r:
+            mixture._r.copy_(beta[:, 1])
+
+
+def _thin(time_index: Tensor, max_cells: int, rng: np.random.Generator) -> Tensor:
+    n = len(time_index)
+    if n <= max_cells:
+        return torch.arange(n, device=time_index.device)
+    at = time_index.cpu().numpy()
+    kept = [
+        rng.permutation(cells)[: max(1, round(max_cells * len(cells) / n))]
+        for cells in (np.flatnonzero(at == t) for t in np.unique(at))
+    ]
+    return torch.as_tensor(np.sort(np.concatenate(kept)), device=time_index.device)
+
+
+@torch.no_grad()
+def _start(
+    copies: LinearMixture,
+    z: Tensor,
+    time_index: Tensor,
+    times: Tensor,
+    labels: Tensor | None,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+) -> None:
+    """k-means of the first snapshot, no rates, half the overall spread; a random drift, or one towards a later snapshot.
+
+    Every other restart drifts towards the k-means centres of a random later snapshot, each group to the centre that
+    the cheapest assignment gives it. Random drifts find links that no such assignment suggests (groups that cross).
+    """
+    K, R = copies.n_groups, copies.n_copies or 1
+    sd = z.std(0)
+    first = int(torch.argmin(times))
+
+    def centres(t: int) -> NDArray[np.float64]:
+        points = z[time_index == t].cpu().double().numpy()
+        return KMeans(K, n_init=1, random_state=int(rng.integers(2**31))).fit(points).cluster_centers_
+
+    start = np.stack([centres(first) for _ in range(R)])
+    if labels is not None:
+        for k in range(K):
+            known = z[(time_index == first) & (labels == k)]
+            if len(known):
+                start[:, k] = known.mean(0).cpu().numpy()
+    drift = torch.randn(R, K, copies.n_latent, generator=generator).double().numpy() * sd.cpu().numpy()
+    later = [t for t in range(len(times)) if t != first]
+    for i in range(1, R, 2):
+        t = later[int(rng.integers(len(later)))]
+        there = centres(t)
+        _, goal = linear_sum_assignment(cdist(start[i], there, "sqeuclidean"))
+        drift[i] = (there[goal] - start[i]) / float(times[t] - times[first])
+
+    def stored(value: NDArray[np.float64], like: Tensor) -> Tensor:
+        if like.shape[1] == 1:
+            value = value.mean(1, keepdims=True)
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+    copies._m.copy_(stored(start, copies._m))
+    copies._b.copy_(stored(drift, copies._b))
+    copies._L.copy_(torch.diag_embed((sd / 2).log()).expand_as(copies._L))
+    copies._log_q.fill_(-2.0)
+
+
+def _clip_each(parameters: list[Tensor], max_norm: float) -> None:
+    """Clip the gradient of every restart by its own norm, so that none slows the others."""
+    norm = sum(p.grad.flatten(1).square().sum(1) for p in parameters if p.grad is not None).sqrt()
+    scale = (max_norm / norm.clamp_min(max_norm)).nan_to_num(0.0)
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.mul_(scale.view(-1, *[1] * (p.grad.dim() - 1)))

@@ -1,0 +1,78 @@
+"""Group dynamics fitted directly to an existing representation of cells, without a VAE."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from .fit_mixture import fit_mixture, refit_proportions
+from .group_dynamics import GroupDynamics, TimeScale
+from .mixture import Growth, LinearMixture, Share
+
+
+def fit_representation(
+    points: ArrayLike,
+    times: ArrayLike,
+    *,
+    n_groups: int,
+    growth: Growth = "shrunk",
+    labels: ArrayLike | None = None,
+    share: Share = "none",
+    tie_initial: bool = False,
+    floor: float = 1e-3,
+    ridge: float = 0.02,
+    growth_penalty: float = 1.0,
+    n_restarts: int = 12,
+    n_steps: int = 400,
+    random_state: int | None = 0,
+    progress: bool = False,
+) -> tuple[GroupDynamics, dict[str, NDArray[np.float64]]]:
+    """Fit the mixture of group dynamics to points of any scale, seen at any times.
+
+    Parameters
+    ----------
+    points
+        (cell, dimension). Centred, and scaled by one number for all dimensions, inside.
+    times
+        (cell,), in any unit.
+    labels
+        Known group of each cell; any number outside 0..K-1 for unknown.
+    share, tie_initial, floor, ridge, growth_penalty
+        As in :class:`dynapath.models.Prior`.
+
+    Returns
+    -------
+    The dynamics in the units of `points` and `times`, and log-likelihood and agreement of the restarts.
+    """
+    points, times = np.asarray(points, dtype=float), np.asarray(times, dtype=float)
+    centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean())) or 1.0
+    time_scale = TimeScale.of(times)
+    distinct, index = np.unique(time_scale.scaled(times), return_inverse=True)
+    z = torch.as_tensor((points - centre) / scale, dtype=torch.float32)
+    index, distinct = torch.as_tensor(index), torch.as_tensor(distinct)
+    known = None
+    if labels is not None:
+        codes = np.asarray(labels, dtype=np.int64)
+        known = torch.as_tensor(np.where((codes >= 0) & (codes < n_groups), codes, -1))
+    mixture = LinearMixture(n_groups, points.shape[1], share=share, tie_initial=tie_initial, growth=growth, floor=floor)
+    with tqdm(total=n_steps, desc="mixture", disable=not progress, leave=False, mininterval=0.5) as bar:
+        fit = fit_mixture(
+            mixture,
+            z,
+            index,
+            distinct,
+            labels=known,
+            ridge=ridge,
+            growth_penalty=growth_penalty,
+            n_restarts=n_restarts,
+            n_steps=n_steps,
+            random_state=random_state,
+            on_step=lambda _: bar.update(),
+        )
+    refit_proportions(fit.mixture, z.double(), index, distinct, labels=known)
+    if known is None:
+        fit.mixture.reorder_by_start()
+    restarts = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
+    return GroupDynamics(fit.mixture, times, centre, scale), restarts

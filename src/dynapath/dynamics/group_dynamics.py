@@ -1,0 +1,183 @@
+"""Fitted group dynamics in the user's units: time as it was measured, states as they are stored.
+
+Inside, time runs from 0 to 1 over the observed snapshots and states are centred and scaled; here is the only place that
+converts, so shifting the time or changing its unit changes nothing but the units of what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from .mixture import LinearMixture
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TimeScale:
+    """Measured time t and the model's time s = (t - origin) / span, rounded so that units cannot leak in by rounding."""
+
+    origin: float
+    span: float
+
+    @classmethod
+    def of(cls, times: ArrayLike) -> TimeScale:
+        """The scale on which the observed times run from 0 to 1."""
+        times = np.asarray(times, dtype=float)
+        return cls(float(times.min()), float(times.max() - times.min()))
+
+    def scaled(self, times: ArrayLike) -> FloatArray:
+        """Model time of measured times."""
+        return np.round((np.asarray(times, dtype=float) - self.origin) / self.span, 6)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Moments of K groups at T times, and their proportions, in the user's units."""
+
+    times: FloatArray  # (time,)
+    mean: FloatArray  # (group, time, latent)
+    cov: FloatArray  # (group, time, latent, latent)
+    proportions: FloatArray  # (group, time)
+
+
+class GroupDynamics:
+    """A mixture of group dynamics together with the units it was fitted in.
+
+    Parameters
+    ----------
+    mixture
+        In model time and scaled states.
+    observed_times
+        The distinct times of the snapshots.
+    centre, scale
+        Scaled states are (z - centre) / scale.
+    """
+
+    def __init__(
+        self, mixture: LinearMixture, observed_times: ArrayLike, centre: ArrayLike | None = None, scale: float = 1.0
+    ):
+        self.mixture = mixture.cpu()
+        self.observed_times = np.unique(np.asarray(observed_times, dtype=float))
+        self.time_scale = TimeScale.of(self.observed_times)
+        self.centre = np.zeros(mixture.n_latent) if centre is None else np.asarray(centre, dtype=float)
+        self.scale = float(scale)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups K."""
+        return self.mixture.n_groups
+
+    @property
+    def n_latent(self) -> int:
+        """Number of latent dimensions d."""
+        return self.mixture.n_latent
+
+    def scaled(self, z: ArrayLike) -> Tensor:
+        """States as the mixture sees them."""
+        return torch.as_tensor((np.asarray(z, dtype=float) - self.centre) / self.scale)
+
+    def model_times(self, times: ArrayLike) -> Tensor:
+        """Times as the mixture sees them."""
+        return torch.as_tensor(self.time_scale.scaled(times))
+
+    @torch.no_grad()
+    def trajectories(self, times: ArrayLike) -> Trajectories:
+        """Group means, covariances and proportions at `times`.
+
+        Raises
+        ------
+        ValueError : for a time before the first snapshot, where a covariance cannot be had.
+        """
+        times = np.atleast_1d(np.asarray(times, dtype=float))
+        first = self.observed_times[0]
+        if (times < first).any():
+            msg = (
+                f"Trajectories have no covariance before the first snapshot ({first:g}); asked for {times.min():g}. "
+                "Cells can be carried further back with dp.tl.predict_cells."
+            )
+            raise ValueError(msg)
+        now = self.mixture.at(self.model_times(times))
+        return Trajectories(
+            times=times,
+            mean=now.mean.numpy() * self.scale + self.centre,
+            cov=now.cov.numpy() * self.scale**2,
+            proportions=now.log_weight.exp().numpy(),
+        )
+
+    @torch.no_grad()
+    def proportions(self, times: ArrayLike) -> FloatArray:
+        """pi_k(t) (group, time), at any time."""
+        return self.mixture.log_proportions(self.model_times(np.atleast_1d(times))).exp().numpy()
+
+    @torch.no_grad()
+    def responsibilities(self, z: ArrayLike, times: ArrayLike) -> FloatArray:
+        """Probability of each group (cell, group), given the state and the time of each cell."""
+        distinct, index = np.unique(np.asarray(times, dtype=float), return_inverse=True)
+        index = torch.as_tensor(index)
+        return self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
+
+    @torch.no_grad()
+    def velocity(self, z: ArrayLike, responsibilities: ArrayLike) -> FloatArray:
+        """dz/dt of each cell (cell, latent) in stored state per measured time, averaged over its groups."""
+        v = self.mixture.velocity(self.scaled(z), torch.as_tensor(np.asarray(responsibilities, dtype=float)))
+        return v.numpy() * self.scale / self.time_scale.span
+
+    @torch.no_grad()
+    def push(self, z: ArrayLike, group: ArrayLike, start: ArrayLike, end: ArrayLike) -> FloatArray:
+        """Carry each cell along its group's flow from its time `start` to `end`, forwards or backwards."""
+        dt = self.model_times(end) - self.model_times(start)
+        moved = self.mixture.push(self.scaled(z), torch.as_tensor(np.asarray(group)), dt)
+        return moved.numpy() * self.scale + self.centre
+
+    @torch.no_grad()
+    def sample(
+        self, times: ArrayLike, n_cells: int, random_state: int | None = 0
+    ) -> tuple[FloatArray, NDArray[np.int64]]:
+        """`n_cells` states and groups drawn from the mixture at each time: (time, cell, latent) and (time, cell)."""
+        seed = int(np.random.default_rng(random_state).integers(2**31))
+        generator = torch.Generator().manual_seed(seed)
+        z, group = self.mixture.sample(self.model_times(np.atleast_1d(times)), n_cells, generator)
+        return z.numpy() * self.scale + self.centre, group.numpy()
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Everything needed to rebuild it, as arrays and scalars."""
+        m = self.mixture
+        return {
+            "observed_times": self.observed_times,
+            "centre": self.centre,
+            "scale": self.scale,
+            "structure": {
+                "n_groups": m.n_groups,
+                "n_latent": m.n_latent,
+                "share": m.share,
+                "tie_initial": m.tie_initial,
+                "growth": m.growth,
+                "floor": m.floor,
+            },
+            "parameters": {name.removeprefix("_"): p.detach().cpu().numpy().copy() for name, p in m.named_parameters()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> GroupDynamics:
+        """Inverse of `to_arrays`."""
+        s = arrays["structure"]
+        mixture = LinearMixture(
+            int(s["n_groups"]),
+            int(s["n_latent"]),
+            share=str(s["share"]),
+            tie_initial=bool(s["tie_initial"]),
+            growth=str(s["growth"]),
+            floor=float(s["floor"]),
+        )
+        with torch.no_grad():
+            for name, p in mixture.named_parameters():
+                p.copy_(torch.as_tensor(np.asarray(arrays["parameters"][name.removeprefix("_")])))
+        return cls(mixture, arrays["observed_times"], arrays["centre"], float(arrays["scale"]))

@@ -1,0 +1,25 @@
+"""How data arise from latent states. The models are scvi-tools models; scvi-tools is imported when one is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .options import Prior, Training
+
+if TYPE_CHECKING:
+    from .dynamic_vae import DynamicVAE
+
+__all__ = ["DynamicVAE", "Prior", "Training"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DynamicVAE":
+        from .dynamic_vae import DynamicVAE
+
+        return DynamicVAE
+    msg = f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

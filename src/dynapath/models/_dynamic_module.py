@@ -1,0 +1,154 @@
+"""The network of the dynamic VAE: SCVI's module with a mixture of group dynamics for a prior.
+
+    x_ig | z_i ~ NB(l_i softmax(f(z_i))_g, theta_g)        z_i | t_i ~ sum_k pi_k(t_i) N(mu_k(t_i), S_k(t_i))
+
+Loss per cell, with z drawn once from q(z | x) and the group summed out analytically:
+
+    -log p(x | z) + log q(z | x) - log p(z | t),   plus ridge mean_k ||A_k||^2 + growth_penalty sum_k r_k^2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module.base import LossOutput
+from scvi.nn import DecoderSCVI
+from torch import Tensor, nn
+
+from dynapath.dynamics.mixture import Growth, LinearMixture, marginal_log_prob
+
+from .options import Prior
+
+TIME_KEY = "dynapath_time"
+
+
+class CountDecoder(DecoderSCVI):
+    """SCVI's decoder, optionally with a linear path from the latent space to the logits.
+
+    With `skip`, logits = W z + network(z), the network starting small: far from the training cells the linear part
+    rules, so extrapolated states decode to something sensible. Heads that the likelihood does not use are left out.
+    """
+
+    def __init__(self, n_input: int, n_output: int, *, skip: bool, zero_inflated: bool, **kwargs: Any):
+        super().__init__(n_input, n_output, **kwargs)
+        del self.px_r_decoder
+        if not zero_inflated:
+            del self.px_dropout_decoder
+        self.zero_inflated = zero_inflated
+        self.skip = nn.Linear(n_input, n_output, bias=False) if skip else None
+        if skip:
+            with torch.no_grad():
+                self.px_scale_decoder[0].weight.mul_(0.1)
+                self.px_scale_decoder[0].bias.zero_()
+                self.skip.weight.normal_(std=0.1)
+
+    def forward(
+        self, dispersion: str, z: Tensor, library: Tensor, *cat_list: Tensor
+    ) -> tuple[Tensor, None, Tensor, Tensor | None]:
+        """Proportions, nothing (the dispersion is the gene's), means, and logits of structural zeros."""
+        hidden = self.px_decoder(z, *cat_list)
+        to_logits, activation = self.px_scale_decoder
+        logits = to_logits(hidden) if self.skip is None else to_logits(hidden) + self.skip(z)
+        scale = activation(logits)
+        return scale, None, library.exp() * scale, self.px_dropout_decoder(hidden) if self.zero_inflated else None
+
+
+class DynamicVAEModule(VAE):
+    """See the head of this file.
+
+    Parameters
+    ----------
+    n_groups, growth, prior
+        The mixture of dynamics.
+    label_to_group
+        Group of each label code, -1 for cells whose group is unknown.
+    decoder
+        `"skip"` or `"mlp"`.
+    kwargs
+        Of :class:`scvi.module.VAE`.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_groups: int = 3,
+        growth: Growth = "shrunk",
+        prior: Prior | None = None,
+        label_to_group: tuple[int, ...] | None = None,
+        decoder: Literal["skip", "mlp"] = "skip",
+        **kwargs: Any,
+    ):
+        super().__init__(n_input, **kwargs)
+        options = prior or Prior()
+        # The library is observed; an unused encoder would only trouble distributed training.
+        self.l_encoder = None
+        batch_norm, layer_norm = kwargs.get("use_batch_norm", "both"), kwargs.get("use_layer_norm", "none")
+        self.decoder = CountDecoder(
+            self.n_latent,
+            n_input,
+            skip=decoder == "skip",
+            zero_inflated=self.gene_likelihood == "zinb",
+            n_cat_list=[self.n_batch],
+            n_layers=self.n_layers,
+            n_hidden=self.n_hidden,
+            inject_covariates=kwargs.get("deeply_inject_covariates", True),
+            use_batch_norm=batch_norm in ("decoder", "both"),
+            use_layer_norm=layer_norm in ("decoder", "both"),
+            scale_activation="softplus" if self.use_size_factor_key else "softmax",
+            **(kwargs.get("extra_decoder_kwargs") or {}),
+        )
+        self.prior = LinearMixture(
+            n_groups,
+            self.n_latent,
+            share=options.share,
+            tie_initial=options.tie_initial,
+            growth=growth,
+            floor=options.floor,
+        )
+        self.ridge, self.growth_penalty = options.ridge, options.growth_penalty
+        self.register_buffer(
+            "label_to_group",
+            torch.tensor(label_to_group, dtype=torch.long) if label_to_group else None,
+            persistent=False,
+        )
+        self._learns_dynamics = {name: p.requires_grad for name, p in self.prior.named_parameters()}
+        self.set_phase("static")
+
+    def set_phase(self, phase: Literal["static", "joint"]) -> None:
+        """`"static"`: the prior is N(0, I); `"joint"`: it is the mixture, which is then learned too."""
+        self.phase = phase
+        for name, parameter in self.prior.named_parameters():
+            parameter.requires_grad_(phase == "joint" and self._learns_dynamics[name])
+
+    def groups_of(self, labels: Tensor) -> Tensor | None:
+        """Known groups of cells by their label codes, or None where no labels were given."""
+        return None if self.label_to_group is None else self.label_to_group[labels.long().flatten()]
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """The negative ELBO of a minibatch, and its named terms."""
+        if self.phase == "static":
+            return super().loss(tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
+        z, qz = inference_outputs["z"], inference_outputs["qz"]
+        times, time_index = torch.unique(tensors[TIME_KEY].flatten().double(), return_inverse=True)
+        joint = self.prior.at(times).joint_log_prob(z, time_index)
+        log_prior = marginal_log_prob(joint, self.groups_of(tensors[REGISTRY_KEYS.LABELS_KEY]))
+        kl = qz.log_prob(z).sum(-1) - log_prior
+        reconstruction = -generative_outputs["px"].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(-1)
+        ridge = self.ridge * self.prior.ridge_penalty()
+        growth = self.growth_penalty * self.prior.growth_penalty()
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl).mean() + ridge + growth,
+            reconstruction_loss=reconstruction,
+            kl_local=kl,
+            extra_metrics={"ridge": ridge, "growth": growth},
+        )

@@ -1,0 +1,120 @@
+"""What scvi-tools' training needs from us: two step sizes, a guard against NaN, a progress bar, silence."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from scvi.train import TrainingPlan
+from tqdm import tqdm
+
+
+class DynamicTrainingPlan(TrainingPlan):
+    """SCVI's plan, with a step size of its own for the dynamics."""
+
+    def __init__(self, module: torch.nn.Module, *, prior_lr: float = 3e-3, **kwargs: Any):
+        super().__init__(module, **kwargs)
+        self.prior_lr = prior_lr
+        self._sums: dict[str, Any] = {}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam over the networks, and over the dynamics without weight decay (the ridge is in the loss)."""
+        prior = [p for p in self.module.prior.parameters() if p.requires_grad]
+        own = {id(p) for p in prior}
+        networks = [p for p in self.module.parameters() if p.requires_grad and id(p) not in own]
+        groups: list[dict[str, Any]] = [{"params": networks}]
+        if prior:
+            groups.append({"params": prior, "lr": self.prior_lr, "weight_decay": 0.0})
+        return {"optimizer": self.get_optimizer_creator()(groups)}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """One minibatch. Terms are summed here and logged once an epoch: logging each step costs a third of the time."""
+        self.loss_kwargs["kl_weight"] = self.kl_weight
+        _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
+        n = output.n_obs_minibatch
+        terms = {
+            "n": torch.as_tensor(float(n)),
+            "train_loss": output.loss.detach() * n,
+            "reconstruction_loss_train": output.reconstruction_loss_sum.detach(),
+            "kl_local_train": output.kl_local_sum.detach(),
+        }
+        terms |= {f"{name}_train": value.detach() * n for name, value in output.extra_metrics.items()}
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        return output.loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean per cell of every term."""
+        n = self._sums.pop("n")
+        means = {name: total / n for name, total in self._sums.items()}
+        means["elbo_train"] = means["reconstruction_loss_train"] + means["kl_local_train"]
+        self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
+        self._sums = {}
+
+
+class FiniteGuard(Callback):
+    """Stops at the first loss that is not finite, and keeps the last state in which everything was."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.last_finite: dict[str, torch.Tensor] | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the parameters of the epoch that has just ended, if they are finite."""
+        self.epoch = trainer.current_epoch
+        state = pl_module.module.state_dict()
+        if all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point()):
+            self.last_finite = {name: value.detach().clone() for name, value in state.items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Raise on a loss that is NaN or infinite."""
+        if not bool(torch.isfinite(outputs["loss"])):
+            msg = f"The loss is {float(outputs['loss'])} in minibatch {batch_idx}."
+            raise FloatingPointError(msg)
+
+
+class PhaseProgress(Callback):
+    """One bar over all phases, named after the current one."""
+
+    def __init__(self, n_epochs: int, *, show: bool):
+        self.bar = tqdm(total=n_epochs, disable=not show, unit="epoch", leave=False, mininterval=0.5)
+
+    def enter(self, phase: str) -> None:
+        """Show the name of the phase that starts."""
+        self.bar.set_description(phase)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance by one epoch and show the loss."""
+        loss = trainer.callback_metrics.get("train_loss")
+        self.bar.set_postfix(loss=f"{float(loss):.4g}" if loss is not None else "?", refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.close()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide Lightning's device report and its advice on workers; warnings of ours pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging.*")
+            warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,75 @@
+"""Options that are rarely changed, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynapath.dynamics.mixture import Share
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is assumed about group dynamics before seeing data.
+
+    Parameters
+    ----------
+    ridge
+        Weight of the mean squared norm of A, in nats per cell with time scaled to [0, 1]. Pulls towards constant drift,
+        the path of least energy, where the snapshots do not say more.
+    growth_penalty
+        Weight of the squared growth rates under `growth="shrunk"`. Left free, groups turn into static clusters that
+        take turns instead of moving.
+    share
+        `"A"`: one matrix A for all groups; `"A,b"`: and one drift.
+    tie_initial
+        All groups start as one cloud, as when they branch from a common progenitor.
+    floor
+        Variance added to every group's covariance, in squared latent units.
+    """
+
+    ridge: float = 0.02
+    growth_penalty: float = 1.0
+    share: Share = "none"
+    tie_initial: bool = False
+    floor: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """Network and optimiser.
+
+    Parameters
+    ----------
+    static_epochs, joint_epochs
+        Epochs of the static and of the joint phase. By default as many as give about 2,000 and 1,500 minibatches,
+        within [20, 400] epochs.
+    batch_size
+        Cells in a minibatch.
+    lr, prior_lr
+        Adam step sizes of the networks (both phases) and of the dynamics (joint phase).
+    n_restarts, prior_steps
+        Restarts of the mixture fit between the two phases, and its full-batch Adam steps.
+    n_hidden, n_layers, dropout_rate
+        Encoder and decoder widths and depth; dropout of the encoder.
+    decoder
+        `"skip"`: logits = W z + a small network, which extrapolates; `"mlp"`: as in SCVI.
+    gradient_clip
+        Norm at which gradients are cut in the joint phase.
+    progress
+        Show a progress bar with the name of the phase.
+    """
+
+    static_epochs: int | None = None
+    joint_epochs: int | None = None
+    batch_size: int = 128
+    lr: float = 1e-3
+    prior_lr: float = 3e-3
+    n_restarts: int = 12
+    prior_steps: int = 400
+    n_hidden: int = 64
+    n_layers: int = 1
+    dropout_rate: float = 0.1
+    decoder: Literal["skip", "mlp"] = "skip"
+    gradient_clip: float = 10.0
+    progress: bool = True

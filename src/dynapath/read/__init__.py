@@ -1,0 +1,1 @@
+"""AnnData -> arrays, with every check of the input and its message."""

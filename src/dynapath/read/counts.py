@@ -1,0 +1,327 @@
+"""AnnData -> checked counts with times. All messages about bad snapshots are here; nothing is written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+
+UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a fit knows of its categories."""
+
+    batches: Sequence[str] = ()
+    group_labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Cells with times and, where counts were asked for, their counts."""
+
+    times: NDArray[np.float64]  # (cell,)
+    counts: sparse.csr_matrix | None  # (cell, gene), float32
+    batch: pd.Categorical | None
+    labels: pd.Categorical | None  # UNLABELLED where unknown
+    size_factor: NDArray[np.float64] | None
+    cells: pd.Index
+    genes: pd.Index
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.times)
+
+    @property
+    def distinct_times(self) -> NDArray[np.float64]:
+        """Times of the snapshots, increasing."""
+        return np.unique(self.times)
+
+    @property
+    def library(self) -> NDArray[np.float64]:
+        """What the decoder scales by: size factors if given, else total counts."""
+        if self.size_factor is not None:
+            return self.size_factor
+        assert self.counts is not None
+        return np.asarray(self.counts.sum(1), dtype=float).ravel()
+
+    def to_anndata(self) -> tuple[AnnData, dict[str, str]]:
+        """An AnnData of its own for scvi-tools to register, sharing the counts, and the names of its columns.
+
+        The user's AnnData stays untouched.
+        """
+        obs = pd.DataFrame({"time": self.times}, index=self.cells)
+        columns = {"time_key": "time"}
+        for name, column in (("batch", self.batch), ("labels", self.labels), ("size_factor", self.size_factor)):
+            if column is not None:
+                obs[name] = column
+                columns["labels_key" if name == "labels" else f"{name}_key"] = name
+        return AnnData(X=self.counts, obs=obs, var=pd.DataFrame(index=self.genes)), columns
+
+
+def read_snapshots(
+    adata: AnnData,
+    *,
+    time_key: str,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    remembered: Remembered | None = None,
+) -> Snapshots:
+    """Counts of single-cell snapshots, checked.
+
+    Parameters
+    ----------
+    remembered
+        Of a fit whose model is built again: categories are coded as they were, and any number of times will do.
+
+    Raises
+    ------
+    KeyError : for a missing column or layer, naming what there is.
+    ValueError : for times or counts that no snapshot model can use, naming the value and what to do.
+    """
+    times = read_times(adata, time_key, at_least=2 if remembered is None else 1)
+    batch = None if batch_key is None else _column(adata, batch_key, "batch_key")
+    size_factor = None if size_factor_key is None else _column(adata, size_factor_key, "size_factor_key")
+    labels = read_labels(adata, labels_key, names=None if remembered is None else remembered.group_labels)
+    counts = read_counts(adata, layer)
+    if batch is not None:
+        if batch.isna().any():
+            msg = f"obs[{batch_key!r}] is missing for {int(batch.isna().sum())} cells. Fill it in or drop these cells."
+            raise ValueError(msg)
+        batch = pd.Categorical(batch.astype(str))
+        if remembered is None:
+            _check_batches_overlap(batch, times, batch_key, time_key)
+        else:
+            unknown = set(batch.categories) - set(remembered.batches)
+            if unknown:
+                msg = f"obs[{batch_key!r}] has batches the fit has not seen: {_listed(unknown)}; it knows {_listed(remembered.batches)}."
+                raise ValueError(msg)
+            batch = batch.set_categories(list(remembered.batches))
+    if size_factor is not None:
+        size_factor = size_factor.to_numpy(dtype=float)
+        if not (np.isfinite(size_factor) & (size_factor > 0)).all():
+            bad = adata.obs_names[~(np.isfinite(size_factor) & (size_factor > 0))][0]
+            msg = f"obs[{size_factor_key!r}] must be positive and finite; cell {bad!r} has not. Recompute it or drop the cell."
+            raise ValueError(msg)
+    return Snapshots(times, counts, batch, labels, size_factor, adata.obs_names, adata.var_names)
+
+
+def read_points(adata: AnnData, *, time_key: str, use_rep: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A representation (cell, dimension) and times (cell,), checked."""
+    times = read_times(adata, time_key)
+    if use_rep not in adata.obsm:
+        msg = f"obsm has no {use_rep!r}; present: {_listed(adata.obsm)}. Compute it first, e.g. with sc.pp.pca."
+        raise KeyError(msg)
+    points = np.asarray(adata.obsm[use_rep], dtype=float)
+    if points.ndim != 2:
+        msg = f"obsm[{use_rep!r}] must have one row a cell and one column a dimension; its shape is {points.shape}."
+        raise ValueError(msg)
+    if not np.isfinite(points).all():
+        bad = adata.obs_names[~np.isfinite(points).all(1)][0]
+        msg = f"obsm[{use_rep!r}] has NaN or infinite values, first in cell {bad!r}. Recompute it or drop the cell."
+        raise ValueError(msg)
+    return points, times
+
+
+def read_labels(adata: AnnData, labels_key: str | None, names: Sequence[str] | None = None) -> pd.Categorical | None:
+    """Known groups of cells: categories are the groups in sorted order, then UNLABELLED for missing values."""
+    if labels_key is None:
+        return None
+    labels = _column(adata, labels_key, "labels_key")
+    if names is None:
+        names = sorted({str(value) for value in labels.dropna().unique()} - {UNLABELLED})
+    values = [str(value) if pd.notna(value) and str(value) in names else UNLABELLED for value in labels]
+    return pd.Categorical(values, categories=[*names, UNLABELLED])
+
+
+def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
+    """Times of cells as numbers: a numeric column, or categories that read as numbers."""
+    column = _column(adata, time_key, "time_key")
+    advice = f"Give numbers in one unit, e.g. days: adata.obs[{time_key!r}] = ..."
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype):
+        distinct = (
+            column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else pd.unique(column.dropna())
+        )
+        try:
+            as_number = {value: float(str(value)) for value in distinct}
+        except ValueError:
+            unreadable = next(value for value in distinct if not _reads_as_number(value))
+            msg = f"obs[{time_key!r}] has the value {str(unreadable)!r}, which does not read as a number. {advice}"
+            raise ValueError(msg) from None
+        if getattr(column.dtype, "ordered", False) and list(as_number.values()) != sorted(as_number.values()):
+            msg = f"The order of the categories of obs[{time_key!r}] ({_listed(distinct)}) is not that of the numbers. {advice}"
+            raise ValueError(msg)
+        times = np.array([np.nan if pd.isna(value) else as_number[value] for value in column], dtype=float)
+    elif pd.api.types.is_numeric_dtype(column.dtype):
+        times = column.to_numpy(dtype=float, na_value=np.nan)
+    else:
+        msg = f"obs[{time_key!r}] is of type {column.dtype}, not numeric. {advice}"
+        raise ValueError(msg)
+    if not np.isfinite(times).all():
+        where = np.flatnonzero(~np.isfinite(times))
+        msg = (
+            f"obs[{time_key!r}] is {times[where[0]]} for cell {adata.obs_names[where[0]]!r} and {len(where) - 1} more. "
+            "Drop these cells or fill in their time."
+        )
+        raise ValueError(msg)
+    distinct = np.unique(times)
+    if len(distinct) < at_least:
+        msg = (
+            f"obs[{time_key!r}] has only one distinct time ({distinct[0]:g}); dynamics need snapshots of at least two."
+        )
+        raise ValueError(msg)
+    return times
+
+
+def read_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
+    """Raw counts as CSR float32, without a dense copy; backed and dask-backed matrices are read into memory sparse."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"layers has no {layer!r}; present: {_listed(adata.layers)}."
+        raise KeyError(msg)
+    where = "X" if layer is None else f"layers[{layer!r}]"
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        msg = f"{where} is empty; layers: {_listed(adata.layers)}. Say where the counts are with layer=."
+        raise ValueError(msg)
+    counts = _as_csr(matrix)
+    values = counts.data
+    others = [name for name in adata.layers if name != layer]
+    hint = f"layer={others[0]!r}" if others else "the raw counts"
+    if not np.isfinite(values).all():
+        cell = adata.obs_names[
+            np.searchsorted(counts.indptr, np.flatnonzero(~np.isfinite(values))[0], side="right") - 1
+        ]
+        msg = f"{where} has NaN or infinite values, first in cell {cell!r}. Counts are needed: use {hint}."
+        raise ValueError(msg)
+    if (values < 0).any():
+        msg = f"{where} has negative values (smallest {values.min():g}), so it is no count matrix. Use {hint}."
+        raise ValueError(msg)
+    if (values != np.round(values)).any():
+        example = values[values != np.round(values)][0]
+        guess = "looks log-normalised" if values.max() < 20 else "looks normalised"
+        msg = (
+            f"{where} has values that are not integers (such as {example:g}); it {guess}, and the likelihood is one of "
+            f"counts. Use {hint}" + (f" (layers: {_listed(adata.layers)})." if len(adata.layers) else ".")
+        )
+        raise ValueError(msg)
+    empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
+    if len(empty):
+        msg = (
+            f"{len(empty)} cells have no counts in {where}, the first is {adata.obs_names[empty[0]]!r}. "
+            "Drop them: sc.pp.filter_cells(adata, min_counts=1)."
+        )
+        raise ValueError(msg)
+    return counts
+
+
+def check_groups_fit(times: NDArray[np.float64], n_groups: int) -> None:
+    """Raise when a snapshot has too few cells for the number of groups."""
+    if int(n_groups) != n_groups or n_groups < 1:
+        msg = f"n_groups must be a positive whole number; it is {n_groups!r}."
+        raise ValueError(msg)
+    distinct, sizes = np.unique(times, return_counts=True)
+    smallest = int(np.argmin(sizes))
+    if sizes[smallest] < 2 * n_groups:
+        msg = (
+            f"n_groups={n_groups} is too large for the snapshot at time {distinct[smallest]:g}, which has "
+            f"{sizes[smallest]} cells (at least two per group are needed). Lower n_groups, or merge or drop that snapshot."
+        )
+        raise ValueError(msg)
+
+
+def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> None:
+    """Say what the number of snapshots cannot identify."""
+    if n_times == 2:
+        warnings.warn(
+            "There are exactly two times: which group of the first became which of the second is not identifiable; the "
+            "fit links them by the path of least motion. Read the groups within a time, not the links between them.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    elif n_times < n_latent + 2:
+        warnings.warn(
+            f"{n_times} times are fewer than n_latent + 2 = {n_latent + 2}: rates are not identified by the data alone and "
+            "lean on the ridge prior. Trajectories between the times can still be read; rates and extrapolations less so.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def warn_about_genes(counts: sparse.csr_matrix, genes: pd.Index, *, stacklevel: int = 3) -> None:
+    """Warn of genes without a single count."""
+    silent = np.flatnonzero(np.bincount(counts.indices[counts.data != 0], minlength=counts.shape[1]) == 0)
+    if len(silent):
+        warnings.warn(
+            f"{len(silent)} genes have no counts at all (such as {genes[silent[0]]!r}); nothing is learned about them. "
+            "Drop them: sc.pp.filter_genes(adata, min_counts=1).",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    if key not in adata.obs:
+        msg = f"obs has no column {key!r} ({argument}); present: {_listed(adata.obs.columns)}."
+        raise KeyError(msg)
+    return adata.obs[key]
+
+
+def _check_batches_overlap(
+    batch: pd.Categorical, times: NDArray[np.float64], batch_key: str | None, time_key: str
+) -> None:
+    """Batches and times must be connected: otherwise correcting for batch removes the dynamics."""
+    if len(batch.categories) < 2:
+        return
+    table = pd.crosstab(np.asarray(batch), times).to_numpy() > 0
+    reached = {0}
+    while True:
+        linked = {j for i in reached for t in np.flatnonzero(table[i]) for j in np.flatnonzero(table[:, t])}
+        if linked <= reached:
+            break
+        reached |= linked
+    if len(reached) == len(table):
+        return
+    msg = (
+        f"obs[{batch_key!r}] is nested in obs[{time_key!r}]: some batches share no time with the others, so correcting for "
+        "batch would remove the dynamics. Leave batch_key out, or use a batch column that overlaps between times."
+    )
+    raise ValueError(msg)
+
+
+def _as_csr(matrix: object) -> sparse.csr_matrix:
+    if hasattr(matrix, "to_memory"):
+        matrix = matrix.to_memory()
+    if type(matrix).__module__.startswith("dask"):
+        matrix = _dask_to_csr(matrix)
+    if type(matrix).__module__.startswith("h5py") or type(matrix).__module__.startswith("zarr"):
+        matrix = sparse.vstack([sparse.csr_matrix(matrix[i : i + 1024]) for i in range(0, matrix.shape[0], 1024)])
+    return sparse.csr_matrix(matrix, dtype=np.float32)
+
+
+def _dask_to_csr(matrix: object) -> sparse.csr_matrix:
+    """Row block by row block, so that a dense chunk is never larger than a chunk."""
+    whole = matrix.rechunk({1: -1})
+    blocks = [sparse.csr_matrix(whole.blocks[i, 0].compute()) for i in range(whole.numblocks[0])]
+    return sparse.vstack(blocks, format="csr")
+
+
+def _reads_as_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(names: Sequence[object]) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"

@@ -1,0 +1,319 @@
+"""dp.tl.fit_dynamic_vae: snapshots -> groups, dynamics and cell states, written into the AnnData."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dynapath import write
+from dynapath._random import concrete_seed, isolated_seed
+from dynapath.models.options import Prior, Training
+from dynapath.read import counts as read
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from dynapath.dynamics.mixture import Growth
+
+# Restarts this close to the best one (nats per cell) are explanations of equal standing.
+_AS_GOOD = 0.02
+_SAME_GROUPS = 0.8
+_SMALL_GROUP = 0.02
+
+
+def fit_dynamic_vae(
+    adata: AnnData,
+    *,
+    time_key: str,
+    n_groups: int = 3,
+    n_latent: int = 2,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    use_rep: str | None = None,
+    model: Any | None = None,
+    likelihood: Literal["nb", "zinb", "poisson"] = "nb",
+    growth: Growth = "shrunk",
+    prior: Prior | None = None,
+    training: Training | None = None,
+    max_epochs: int | None = None,
+    key_added: str = "dynvae",
+    random_state: int | None = 0,
+    copy: bool = False,
+    train_kwargs: Mapping[str, Any] | None = None,
+) -> AnnData | None:
+    """Infer groups of cells, their latent dynamics and each cell's state from snapshots, all together.
+
+    Every group k follows dz/dt = A_k z + b_k in the latent space of a count VAE; a cell seen at time t comes from the
+    mixture of the groups at t. Cells need not be, and are not, matched between times.
+
+    Parameters
+    ----------
+    adata
+        One row per cell, raw counts.
+    time_key
+        Column of `obs` with the time at which each cell was measured: numbers in any unit, unevenly spaced or not, or
+        categories that read as numbers. Velocities and rates are per that unit.
+    n_groups
+        Number of groups K. Groups that the data do not need end up nearly empty (a warning says so).
+    n_latent
+        Latent dimensions d. Rates are identified by the data alone when there are at least d + 2 times. With `use_rep`
+        all columns of the representation are used, and with `model` its latent space.
+    layer
+        Layer with the counts; None for `X`.
+    batch_key, size_factor_key
+        As in scvi-tools. Batches must overlap between times.
+    labels_key
+        Column with the known group of some cells (missing: unknown). Group k is the k-th category in sorted order.
+    use_rep
+        Fit the dynamics on this `obsm` instead, without a VAE (e.g. `"X_pca"`, `"X_scVI"`): seconds, but the
+        representation does not adapt to the dynamics and counts cannot be predicted.
+    model
+        A trained :class:`scvi.model.SCVI` on the same genes, which takes the place of the static phase.
+    likelihood
+        Of the counts: negative binomial by default; zero-inflated where zeros exceed it; Poisson.
+    growth
+        Whether log proportions of groups change linearly in time: `"shrunk"` (penalised during the fit, then estimated
+        without penalty), `"free"`, `"off"`.
+    prior, training
+        Rarer options, see :class:`dynapath.models.Prior` and :class:`dynapath.models.Training`.
+    max_epochs
+        Epochs of the static phase; the joint phase takes three quarters as many. By default by number of cells.
+    key_added
+        Under which the results are stored. A previous fit under this key is replaced as a whole.
+    random_state
+        Seed. The same seed gives the same bits on a CPU; the session's random state is not touched.
+    copy
+        Work on a copy and return it.
+    train_kwargs
+        Handed to scvi-tools' `train` as they are (`accelerator`, `devices`, `strategy`, `plan_kwargs`, ...).
+
+    Returns
+    -------
+    None, or the copy if `copy=True`. Sets the following fields:
+
+    `obsm["X_{key}"]` : state of each cell (cell, latent), posterior mean.
+    `obsm["{key}_std"]` : its posterior standard deviation.
+    `obsm["{key}_velocity"]` : dz/dt (cell, latent) per unit of time, averaged over the cell's groups.
+    `obsm["{key}_groups"]` : probability of each group (cell, group).
+    `obs["{key}_group"]` : most probable group, categories "0".."K-1"; `obs["{key}_prob"]` its probability.
+    `obs["{key}_undetermined"]` : whether that is below .6, as where groups cross or have not parted yet.
+    `uns["{key}"]` : settings, parameters, history, restarts and status; :func:`dynapath.get.model` rebuilds the model.
+
+    Raises
+    ------
+    KeyError, ValueError : for input that cannot be used, before anything is written.
+    FloatingPointError : if training diverges; nothing is written.
+
+    Notes
+    -----
+    Fitted in three phases: a static VAE; the mixture of dynamics on its latent space by annealed restarts; both together.
+    Latent spaces are identified up to a smooth map: compare fits in gene space.
+
+    Examples
+    --------
+    >>> import dynapath as dp
+    >>> adata = dp.datasets.simulate_snapshots("rotating", n_cells=60, n_genes=60)
+    >>> quick = dp.models.Training(static_epochs=5, joint_epochs=5, n_restarts=4, prior_steps=50, progress=False)
+    >>> dp.tl.fit_dynamic_vae(adata, time_key="time", n_groups=3, training=quick)  # doctest: +SKIP
+    >>> adata.obs["dynvae_group"].cat.categories.tolist()  # doctest: +SKIP
+    ['0', '1', '2']
+    """
+    if use_rep is not None and model is not None:
+        msg = "use_rep fits without a VAE and model= brings one: give only one of them."
+        raise ValueError(msg)
+    write.check_key_is_free(adata, key_added)
+    seed = concrete_seed(random_state)
+    fit = _fit_on_representation if use_rep is not None else _fit_on_counts
+    adata = adata.copy() if copy else adata
+    options = {
+        "time_key": time_key,
+        "n_groups": n_groups,
+        "n_latent": n_latent,
+        "layer": layer,
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "size_factor_key": size_factor_key,
+        "use_rep": use_rep,
+        "likelihood": likelihood,
+        "growth": growth,
+        "random_state": seed,
+    }
+    fit(
+        adata, options, model, prior or Prior(), training or Training(), max_epochs, key_added, dict(train_kwargs or {})
+    )
+    return adata if copy else None
+
+
+def _fit_on_counts(
+    adata: AnnData,
+    options: dict[str, Any],
+    model: Any | None,
+    prior: Prior,
+    training: Training,
+    max_epochs: int | None,
+    key: str,
+    train_kwargs: dict[str, Any],
+) -> None:
+    _check_literal("likelihood", options["likelihood"], ("nb", "zinb", "poisson"))
+    _check_literal("growth", options["growth"], ("shrunk", "free", "off"))
+    snapshots = read.read_snapshots(
+        adata,
+        time_key=options["time_key"],
+        layer=options["layer"],
+        batch_key=options["batch_key"],
+        labels_key=options["labels_key"],
+        size_factor_key=options["size_factor_key"],
+    )
+    read.check_groups_fit(snapshots.times, options["n_groups"])
+    n_latent = options["n_latent"] if model is None else model.module.n_latent
+    read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
+    read.warn_about_genes(snapshots.counts, snapshots.genes, stacklevel=4)
+
+    from dynapath.models.dynamic_vae import DynamicVAE
+
+    data, columns = snapshots.to_anndata()
+    structure = {"n_groups": options["n_groups"], "growth": options["growth"], "prior": prior}
+    # Registering, building and encoding draw random numbers too, not only training.
+    with isolated_seed(options["random_state"]):
+        DynamicVAE.setup_anndata(data, **columns)
+        if model is None:
+            vae = DynamicVAE(data, n_latent=n_latent, likelihood=options["likelihood"], training=training, **structure)
+        else:
+            vae = DynamicVAE.from_scvi(model, data, **structure)
+        vae.train(
+            max_epochs,
+            training=training,
+            skip_static=model is not None,
+            random_state=options["random_state"],
+            **train_kwargs,
+        )
+        mean, variance = vae.get_latent_representation(return_dist=True)
+    dynamics = vae.dynamics
+    responsibilities = dynamics.responsibilities(mean, snapshots.times)
+    status, said = _judge(vae.restarts_, responsibilities, vae.history_table())
+    write.write_group_dynamics(
+        adata,
+        key,
+        latent=mean,
+        std=np.sqrt(variance),
+        velocity=dynamics.velocity(mean, responsibilities),
+        responsibilities=responsibilities,
+        fit={
+            "kind": "dynamic_vae",
+            "params": {**options, **vae.settings(), "n_latent": n_latent, "genes": list(snapshots.genes)},
+            "state": vae.to_arrays(),
+            "history": vae.history_table(),
+            "restarts": vae.restarts_,
+            "status": status,
+            "messages": said,
+        },
+    )
+
+
+def _fit_on_representation(
+    adata: AnnData,
+    options: dict[str, Any],
+    model: None,
+    prior: Prior,
+    training: Training,
+    max_epochs: int | None,
+    key: str,
+    train_kwargs: dict[str, Any],
+) -> None:
+    _check_literal("growth", options["growth"], ("shrunk", "free", "off"))
+    points, times = read.read_points(adata, time_key=options["time_key"], use_rep=options["use_rep"])
+    labels = read.read_labels(adata, options["labels_key"])
+    read.check_groups_fit(times, options["n_groups"])
+    read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
+
+    from dynapath.dynamics.fit_representation import fit_representation
+
+    dynamics, restarts = fit_representation(
+        points,
+        times,
+        n_groups=options["n_groups"],
+        growth=options["growth"],
+        labels=None if labels is None else labels.codes,
+        share=prior.share,
+        tie_initial=prior.tie_initial,
+        floor=prior.floor,
+        ridge=prior.ridge,
+        growth_penalty=prior.growth_penalty,
+        n_restarts=training.n_restarts,
+        n_steps=training.prior_steps,
+        random_state=options["random_state"],
+        progress=training.progress,
+    )
+    responsibilities = dynamics.responsibilities(points, times)
+    status, said = _judge(restarts, responsibilities, None)
+    write.write_group_dynamics(
+        adata,
+        key,
+        latent=points,
+        std=np.zeros_like(points),
+        velocity=dynamics.velocity(points, responsibilities),
+        responsibilities=responsibilities,
+        fit={
+            "kind": "group_dynamics",
+            "params": {**options, "n_latent": points.shape[1], "observed_times": dynamics.observed_times},
+            "state": {"dynamics": dynamics.to_arrays()},
+            "restarts": restarts,
+            "status": status,
+            "messages": said,
+        },
+    )
+
+
+def _check_literal(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        msg = f"{name} must be one of {', '.join(map(repr, allowed))}; it is {value!r}."
+        raise ValueError(msg)
+
+
+def _judge(
+    restarts: Mapping[str, NDArray[np.float64]], responsibilities: NDArray[np.float64], history: Any
+) -> tuple[str, list[str]]:
+    """The status of a fit and what has to be said about it, each also as a warning."""
+    status, said = "ok", []
+    reached, agreement = restarts["log_likelihood"], restarts["agreement"]
+    close = reached > reached.max() - _AS_GOOD
+    rivals = close & (agreement < _SAME_GROUPS)
+    if rivals.any():
+        status = "restarts_disagree"
+        said.append(
+            f"{int(rivals.sum())} of {len(reached)} restarts reach a likelihood within {_AS_GOOD} nats per cell of the "
+            f"best with other groups (adjusted Rand index down to {agreement[rivals].min():.2f}): the data allow more than "
+            "one explanation. Fewer groups, more times or known labels decide between them."
+        )
+    elif responsibilities.shape[1] > 1 and close.sum() == 1:
+        status = "best_restart_alone"
+        said.append(
+            f"Only one of {len(reached)} restarts reached the best likelihood; a better one may exist. Raise "
+            "Training(n_restarts=...) and see whether the groups stay."
+        )
+    mass = responsibilities.mean(0)
+    small = np.flatnonzero(mass < _SMALL_GROUP)
+    if len(small):
+        named = ", ".join(f"{k} ({mass[k]:.1%})" for k in small)
+        said.append(f"Groups with less than {_SMALL_GROUP:.0%} of the cells: {named}. Fewer groups may do.")
+    if history is not None and _still_improving(history):
+        status = "not_converged" if status == "ok" else status
+        said.append("The ELBO was still improving when training stopped. Raise max_epochs.")
+    for message in said:
+        warnings.warn(message, UserWarning, stacklevel=4)
+    return status, said
+
+
+def _still_improving(history: Any) -> bool:
+    """Whether the last tenth of the joint phase improves on the tenth before by more than .5 % of the ELBO."""
+    elbo = history.loc[history["phase"] == "joint", "elbo"].to_numpy()
+    tenth = max(1, len(elbo) // 10)
+    if len(elbo) < 2 * tenth:
+        return False
+    return bool(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean() > 0.005 * abs(elbo[-tenth:].mean()))

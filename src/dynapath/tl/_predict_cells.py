@@ -1,0 +1,220 @@
+"""dp.tl.predict_cells: counts of cells at any time, from a fitted dynamic VAE."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from dynapath import get
+from dynapath._random import concrete_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from dynapath.dynamics import GroupDynamics
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Cells at one time: their states, groups, and the observed cells they come from."""
+
+    z: NDArray[np.float64]
+    group: NDArray[np.int64]
+    origin: NDArray[np.int64]
+
+
+def predict_cells(
+    adata: AnnData,
+    *,
+    times: float | Sequence[float],
+    n_cells: int = 500,
+    source: str | ArrayLike = "neighbours",
+    key: str = "dynvae",
+    random_state: int | None = 0,
+) -> AnnData:
+    """Cells, with counts, at times that need not have been observed.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`, and the counts it was fitted to.
+    times
+        In the unit of the data. Times outside the observed range are allowed, flagged, and warned of.
+    n_cells
+        Number of cells per time.
+    source
+        What is carried to each time. `"neighbours"`: cells of the observed times next to it, each along the flow of its
+        group, mixed by closeness in time and number of cells; keeps shapes that a few Gaussians cannot hold. `"prior"`:
+        samples of the mixture (only from the first snapshot on). Or cells of your own: a boolean mask over the rows or
+        a list of `obs_names`.
+    key
+        `key_added` of the fit.
+    random_state
+        Seed; the session's random state is not touched.
+
+    Returns
+    -------
+    AnnData with `n_cells` rows per time. `X`: sampled counts (CSR float32, whole numbers); for a fit with `use_rep`, which
+    has no decoder, no genes. `obs`: the time column of the fit, `{key}_group`, `library`, `extrapolated`, and the batch
+    column if there is one. `obsm["X_{key}"]`: states.
+
+    Notes
+    -----
+    The group of a carried cell is drawn from its responsibilities and its weight follows the growth of that group, its
+    state from its posterior. Library size and batch are its own.
+
+    Raises
+    ------
+    KeyError : without a fit under `key`, or for names that are not there.
+    ValueError : for times that are not finite, an empty source, or ambiguous names.
+    """
+    names = get.cell_slots(adata, key)
+    params = adata.uns[key]["params"]
+    times = np.atleast_1d(np.asarray(times, dtype=float))
+    if not len(times) or not np.isfinite(times).all():
+        msg = f"times must be finite numbers; they are {times.tolist()}."
+        raise ValueError(msg)
+    if n_cells < 1:
+        msg = f"n_cells must be at least 1; it is {n_cells}."
+        raise ValueError(msg)
+    dynamics = get.dynamics(adata, key)
+    chosen = _chosen_cells(adata, source)
+    rng = np.random.default_rng(concrete_seed(random_state))
+    first, last = dynamics.observed_times[[0, -1]]
+    extrapolated = (times < first) | (times > last)
+    if extrapolated.any():
+        warnings.warn(
+            f"Times {', '.join(f'{t:g}' for t in times[extrapolated])} lie outside the observed range {first:g} to "
+            f"{last:g}: the dynamics are continued, which no data support. obs['extrapolated'] marks these cells.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    from dynapath.read.counts import read_times
+
+    cell_times = read_times(adata, params["time_key"], at_least=1)
+    cells = _Source(
+        z=np.asarray(adata.obsm[names.latent], dtype=float),
+        std=np.asarray(adata.obsm[names.std], dtype=float),
+        responsibilities=np.asarray(adata.obsm[names.groups], dtype=float),
+        times=cell_times,
+    )
+    if isinstance(source, str) and source == "prior":
+        draws = [_from_prior(dynamics, t, n_cells, cells.times, rng) for t in times]
+    else:
+        draws = [_carried(dynamics, cells, chosen, t, n_cells, rng) for t in times]
+    z = np.concatenate([draw.z for draw in draws])
+    origin = np.concatenate([draw.origin for draw in draws])
+    obs = pd.DataFrame(
+        {
+            params["time_key"]: np.repeat(times, n_cells),
+            names.group: pd.Categorical(
+                np.concatenate([draw.group for draw in draws]).astype(str),
+                categories=[str(k) for k in range(dynamics.n_groups)],
+            ),
+            "extrapolated": np.repeat(extrapolated, n_cells),
+        },
+        index=[f"predicted_{i}" for i in range(len(z))],
+    )
+    if adata.uns[key]["kind"] == "group_dynamics":
+        return AnnData(obs=obs, obsm={names.latent: z.astype(np.float32)})
+
+    model = get.model(adata, key)
+    library = model.library_sizes()[origin]
+    batch = model.batch_codes()[origin]
+    obs.insert(2, "library", library)
+    if params.get("batch_key") is not None:
+        obs[params["batch_key"]] = adata.obs[params["batch_key"]].to_numpy()[origin]
+    counts = model.decode(z, library, batch, random_state=int(rng.integers(2**31)))
+    return AnnData(
+        X=counts, obs=obs, var=pd.DataFrame(index=adata.var_names), obsm={names.latent: z.astype(np.float32)}
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Observed cells as the fit sees them."""
+
+    z: NDArray[np.float64]
+    std: NDArray[np.float64]
+    responsibilities: NDArray[np.float64]
+    times: NDArray[np.float64]
+
+
+def _chosen_cells(adata: AnnData, source: str | ArrayLike) -> NDArray[np.int64] | None:
+    """Rows that the user chose, or None to choose by time."""
+    if isinstance(source, str):
+        if source not in ("neighbours", "prior"):
+            msg = f"source must be 'neighbours', 'prior', a boolean mask or obs_names; it is {source!r}."
+            raise ValueError(msg)
+        return None
+    given = np.asarray(source)
+    if given.dtype == bool:
+        if given.shape != (adata.n_obs,):
+            msg = f"source is a mask of shape {given.shape}, but there are {adata.n_obs} cells."
+            raise ValueError(msg)
+        rows = np.flatnonzero(given)
+    else:
+        if not adata.obs_names.is_unique:
+            msg = "source names cells, but obs_names are not unique. Run adata.obs_names_make_unique() or give a mask."
+            raise ValueError(msg)
+        rows = adata.obs_names.get_indexer(given.astype(str))
+        if (rows < 0).any():
+            msg = f"source names cells that are not in obs_names, such as {given[rows < 0][0]!r}."
+            raise KeyError(msg)
+    if not len(rows):
+        msg = "source selects no cells."
+        raise ValueError(msg)
+    return rows
+
+
+def _neighbouring_times(observed: NDArray[np.float64], time: float) -> list[float]:
+    """The observed time itself, or the nearest before and after it; outside the range only the nearest."""
+    if np.isclose(observed, time, rtol=0, atol=1e-9 * np.ptp(observed) if len(observed) > 1 else 1e-9).any():
+        return [float(observed[np.argmin(np.abs(observed - time))])]
+    before, after = observed[observed < time], observed[observed > time]
+    return [*(float(t) for t in before[-1:]), *(float(t) for t in after[:1])]
+
+
+def _carried(
+    dynamics: GroupDynamics,
+    cells: _Source,
+    chosen: NDArray[np.int64] | None,
+    time: float,
+    n_cells: int,
+    rng: np.random.Generator,
+) -> _Draw:
+    if chosen is None:
+        sides = _neighbouring_times(np.unique(cells.times), time)
+        rows = np.flatnonzero(np.isin(cells.times, sides))
+        gap = np.abs(cells.times[rows] - time)
+        # Each cell counts by its closeness, so a side counts by closeness times its number of cells.
+        weight = np.ones(len(rows)) if len(sides) == 1 else 1 / gap
+    else:
+        rows, weight = chosen, np.ones(len(chosen))
+    # A group's cells become more or fewer on the way, as its growth says.
+    now, then = np.log(dynamics.proportions([time]))[:, 0], cells.times[rows]
+    distinct, index = np.unique(then, return_inverse=True)
+    grown = np.exp(now[:, None] - np.log(dynamics.proportions(distinct)))[:, index].T
+    joint = weight[:, None] * cells.responsibilities[rows] * grown
+    pick = rng.choice(joint.size, size=n_cells, p=(joint / joint.sum()).ravel())
+    member, group = np.divmod(pick, dynamics.n_groups)
+    origin = rows[member]
+    z = cells.z[origin] + cells.std[origin] * rng.standard_normal((n_cells, cells.z.shape[1]))
+    moved = dynamics.push(z, group, cells.times[origin], np.full(n_cells, time))
+    return _Draw(moved, group, origin)
+
+
+def _from_prior(
+    dynamics: GroupDynamics, time: float, n_cells: int, cell_times: NDArray[np.float64], rng: np.random.Generator
+) -> _Draw:
+    z, group = dynamics.sample([time], n_cells, random_state=int(rng.integers(2**31)))
+    near = np.flatnonzero(np.isin(cell_times, _neighbouring_times(np.unique(cell_times), time)))
+    return _Draw(z[0], group[0], rng.choice(near, size=n_cells))

@@ -1,0 +1,113 @@
+"""Results -> slots, and the sanitizer in front of `uns`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from ._keys import DynamicKeys, colors_key
+
+SCHEMA = 1
+UNDETERMINED_BELOW = 0.6
+
+
+KINDS = ("dynamic_vae", "group_dynamics")
+
+
+def check_key_is_free(adata: AnnData, key: str) -> None:
+    """Raise when writing under `key` would overwrite something that is not an earlier fit under that key."""
+    if not key or "/" in key:
+        msg = f"key_added={key!r} cannot name slots: it must not be empty or contain a slash."
+        raise ValueError(msg)
+    previous = adata.uns.get(key)
+    if isinstance(previous, Mapping) and previous.get("kind") in KINDS:
+        return
+    names = DynamicKeys(key)
+    taken = [f"obsm[{slot!r}]" for slot in names.obsm if slot in adata.obsm]
+    taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
+    taken += [f"uns[{key!r}]"] if key in adata.uns else []
+    if taken:
+        msg = (
+            f"key_added={key!r} would overwrite {', '.join(taken)}, not written by an earlier fit. Choose another "
+            "key_added, or delete what is there."
+        )
+        raise ValueError(msg)
+
+
+def write_group_dynamics(
+    adata: AnnData,
+    key: str,
+    *,
+    latent: NDArray[np.floating],
+    std: NDArray[np.floating],
+    velocity: NDArray[np.floating],
+    responsibilities: NDArray[np.floating],
+    fit: Mapping[str, Any],
+) -> None:
+    """Write cell states, groups and the fit itself; whatever stood under `key` before is removed first."""
+    names = DynamicKeys(key)
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), **fit})
+    for slot in names.obsm:
+        adata.obsm.pop(slot, None)
+    for column in names.obs:
+        if column in adata.obs:
+            del adata.obs[column]
+    # Colours of more or fewer groups than there are now would make scanpy complain.
+    adata.uns.pop(colors_key(names.group), None)
+    adata.uns.pop(key, None)
+
+    n_groups = responsibilities.shape[1]
+    best = responsibilities.argmax(1)
+    prob = responsibilities.max(1)
+    adata.obsm[names.latent] = np.asarray(latent, dtype=np.float32)
+    adata.obsm[names.std] = np.asarray(std, dtype=np.float32)
+    adata.obsm[names.velocity] = np.asarray(velocity, dtype=np.float32)
+    adata.obsm[names.groups] = np.asarray(responsibilities, dtype=np.float32)
+    adata.obs[names.group] = pd.Categorical(best.astype(str), categories=[str(k) for k in range(n_groups)])
+    adata.obs[names.prob] = prob
+    adata.obs[names.undetermined] = prob < UNDETERMINED_BELOW
+    adata.uns[key] = content
+
+
+def for_uns(value: Any) -> Any:
+    """A copy that h5ad and zarr can hold: str keys, arrays, numbers, strings; None entries are left out.
+
+    Raises
+    ------
+    TypeError : for anything else, naming its place.
+    """
+    return _clean(value, "uns")
+
+
+def _clean(value: Any, place: str) -> Any:
+    if isinstance(value, Mapping):
+        bad = [name for name in value if "/" in str(name)]
+        if bad:
+            msg = f"{place} has a key with a slash ({bad[0]!r}), which h5ad would split into groups."
+            raise TypeError(msg)
+        return {str(name): _clean(item, f"{place}[{name!r}]") for name, item in value.items() if item is not None}
+    if isinstance(value, pd.DataFrame | np.ndarray):
+        return value.copy()
+    if isinstance(value, bool | int | float | str | np.generic):
+        return value
+    if isinstance(value, list | tuple):
+        # Empty lists have no type to write.
+        return np.array(value) if len(value) and not isinstance(value[0], str) else np.array(value, dtype=object)
+    msg = f"{place} holds a {type(value).__name__}, which cannot be written to h5ad."
+    raise TypeError(msg)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("dynapath", "anndata", "scvi-tools", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
