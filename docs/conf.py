@@ -5,6 +5,8 @@ import shutil
 from importlib.metadata import metadata
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+
 here = Path(__file__).parent
 
 # The tutorials live beside the package; Sphinx only reads files below its own folder.
@@ -32,9 +34,13 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
 ]
+# Docstrings write `name` for code.
+default_role = "code"
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 suppress_warnings = [
+    # The formatter of type hints below is a function.
+    "config.cache",
     # Axis names in jaxtyping annotations look like types that cannot be found.
     "sphinx_autodoc_typehints.forward_reference",
     "sphinx_autodoc_typehints.guarded_import",
@@ -47,6 +53,12 @@ napoleon_numpy_docstring = True
 napoleon_use_rtype = True
 typehints_defaults = "braces"
 always_use_bars_union = True
+
+
+def typehints_formatter(annotation: object, _config: object) -> str | None:
+    """Name what would be spelled out as a union of ten protocols."""
+    return "ArrayLike" if annotation == ArrayLike else None
+
 
 nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

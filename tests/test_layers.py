@@ -21,7 +21,7 @@ ARROWS = {
     "models": {"dynamics"},
     "read": {"_keys"},
     "write": {"_keys"},
-    "get": {"_keys", "dynamics", "models", "write"},
+    "get": {"_keys", "dynamics", "models", "read", "write"},
     "pl": {"_keys", "get"},
     "stats": {"dynamics", "get", "metrics", "models", "read", "write"},
     "tl": {"dynamics", "get", "metrics", "models", "read", "write"},
