@@ -8,6 +8,7 @@ marginals: nothing here pairs cells of different times.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,11 +35,11 @@ class Marginals:
     ) -> Float[Tensor, "*batch cell group"]:
         """log pi_k(t_i) + log N(z_i; mu_k(t_i), S_k(t_i)) for every cell and group."""
         d = z.shape[-1]
-        chol = torch.linalg.cholesky(self.cov)
+        chol = _cholesky_or_nan(self.cov)
         whiten = torch.linalg.solve_triangular(chol, torch.eye(d, dtype=chol.dtype, device=chol.device), upper=False)
         offset = (whiten @ self.mean.unsqueeze(-1)).squeeze(-1).to(z.dtype)
         log_det = chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = (self.log_weight - log_det - d / 2 * torch.log(torch.tensor(2 * torch.pi))).to(z.dtype)
+        constant = (self.log_weight - log_det - d / 2 * math.log(2 * math.pi)).to(z.dtype)
         whiten = whiten.to(z.dtype)
         # Cells of one time share their K Gaussians, so they are whitened together instead of one matrix a cell.
         order = torch.argsort(time_index, stable=True)
@@ -50,6 +51,12 @@ class Marginals:
                 rows.append(constant[..., t, None] - white.square().sum(-1) / 2)
         by_time = torch.cat(rows, dim=-1).mT
         return by_time[..., torch.argsort(order), :]
+
+
+def _cholesky_or_nan(cov: Float[Tensor, "*batch latent latent"]) -> Float[Tensor, "*batch latent latent"]:
+    """Cholesky factors, NaN where there is none: one restart that diverged must not end the others."""
+    chol, failed = torch.linalg.cholesky_ex(cov)
+    return torch.where(failed[..., None, None] == 0, chol, torch.nan)
 
 
 def marginal_log_prob(
