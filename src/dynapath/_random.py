@@ -23,7 +23,7 @@ def isolated_seed(seed: int) -> Iterator[None]:
     scvi-tools splits its data by `scvi.settings.seed`, whose setter also reseeds the session and sets flags, and
     shuffles by torch's global generator: all of it is saved first.
     """
-    python_state, numpy_state, environment = random.getstate(), np.random.get_state(), dict(os.environ)
+    python_state, numpy_state, environment = random.getstate(), np.random.get_state(), dict(os.environ)  # noqa: NPY002
     import scvi
     import torch
 
@@ -40,7 +40,7 @@ def isolated_seed(seed: int) -> Iterator[None]:
             announcer.setLevel(level)
             scvi.settings.seed = scvi_seed
             random.setstate(python_state)
-            np.random.set_state(numpy_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
             for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "XLA_FLAGS"):
                 os.environ.pop(name, None)

@@ -7,7 +7,8 @@ with tempered responsibilities, so that groups are pulled by the whole of the da
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,8 @@ def fit_mixture(
     n_restarts
         One is not enough: about half of all starts end in a worse optimum.
     max_cells
-        More points than this are thinned at random, evenly within each time: a few hundred per group fix its moments.
+        More points than this are thinned at random, evenly within each time, but small snapshots are spared: a few
+        hundred per group fix its moments.
 
     Returns
     -------
@@ -91,16 +93,17 @@ def fit_mixture(
     parameters = [p for p in copies.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     n_warm = max(1, int(0.4 * n_steps))
-    for step in range(n_steps):
-        temperature = max(1.0, 3.0 - 2.0 * step / n_warm)
-        optimizer.zero_grad()
-        log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
-        loss = ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
-        loss.sum().backward()
-        _clip_each(parameters, max_norm=10.0)
-        optimizer.step()
-        if on_step is not None:
-            on_step(step)
+    with _single_thread():
+        for step in range(n_steps):
+            temperature = max(1.0, 3.0 - 2.0 * step / n_warm)
+            optimizer.zero_grad()
+            log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
+            loss = ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
+            loss.sum().backward()
+            _clip_each(parameters, max_norm=10.0)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step)
 
     with torch.no_grad():
         joint = copies.at(times).joint_log_prob(z, time_index)
@@ -161,13 +164,17 @@ def refit_proportions(
             mixture._r.copy_(beta[:, 1])
 
 
+# Of a snapshot, however large the others are: among too few cells k-means would find no centres to start from.
+_KEPT_AT_LEAST = 100
+
+
 def _thin(time_index: Tensor, max_cells: int, rng: np.random.Generator) -> Tensor:
     n = len(time_index)
     if n <= max_cells:
         return torch.arange(n, device=time_index.device)
     at = time_index.cpu().numpy()
     kept = [
-        rng.permutation(cells)[: max(1, round(max_cells * len(cells) / n))]
+        rng.permutation(cells)[: max(_KEPT_AT_LEAST, round(max_cells * len(cells) / n))]
         for cells in (np.flatnonzero(at == t) for t in np.unique(at))
     ]
     return torch.as_tensor(np.sort(np.concatenate(kept)), device=time_index.device)
@@ -219,6 +226,17 @@ def _start(
     copies._b.copy_(stored(drift, copies._b))
     copies._L.copy_(torch.diag_embed((sd / 2).log()).expand_as(copies._L))
     copies._log_q.fill_(-2.0)
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Small matrices on several threads cost more in waiting than they save."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _clip_each(parameters: list[Tensor], max_norm: float) -> None:

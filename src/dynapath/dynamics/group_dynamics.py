@@ -88,6 +88,16 @@ class GroupDynamics:
         """Times as the mixture sees them."""
         return torch.as_tensor(self.time_scale.scaled(times))
 
+    def _from_first_snapshot(self, times: ArrayLike) -> FloatArray:
+        times, first = np.atleast_1d(np.asarray(times, dtype=float)), self.observed_times[0]
+        if (times < first).any():
+            msg = (
+                f"Groups have no covariance before the first snapshot ({first:g}); asked for {times.min():g}. "
+                "Cells can be carried further back with dp.tl.predict_cells."
+            )
+            raise ValueError(msg)
+        return times
+
     @torch.no_grad()
     def trajectories(self, times: ArrayLike) -> Trajectories:
         """Group means, covariances and proportions at `times`.
@@ -96,14 +106,7 @@ class GroupDynamics:
         ------
         ValueError : for a time before the first snapshot, where a covariance cannot be had.
         """
-        times = np.atleast_1d(np.asarray(times, dtype=float))
-        first = self.observed_times[0]
-        if (times < first).any():
-            msg = (
-                f"Trajectories have no covariance before the first snapshot ({first:g}); asked for {times.min():g}. "
-                "Cells can be carried further back with dp.tl.predict_cells."
-            )
-            raise ValueError(msg)
+        times = self._from_first_snapshot(times)
         now = self.mixture.at(self.model_times(times))
         return Trajectories(
             times=times,
@@ -141,10 +144,16 @@ class GroupDynamics:
     def sample(
         self, times: ArrayLike, n_cells: int, random_state: int | None = 0
     ) -> tuple[FloatArray, NDArray[np.int64]]:
-        """`n_cells` states and groups drawn from the mixture at each time: (time, cell, latent) and (time, cell)."""
+        """`n_cells` states and groups drawn from the mixture at each time: (time, cell, latent) and (time, cell).
+
+        Raises
+        ------
+        ValueError : for a time before the first snapshot, where a covariance cannot be had.
+        """
+        times = self._from_first_snapshot(times)
         seed = int(np.random.default_rng(random_state).integers(2**31))
         generator = torch.Generator().manual_seed(seed)
-        z, group = self.mixture.sample(self.model_times(np.atleast_1d(times)), n_cells, generator)
+        z, group = self.mixture.sample(self.model_times(times), n_cells, generator)
         return z.numpy() * self.scale + self.centre, group.numpy()
 
     def to_arrays(self) -> dict[str, Any]:

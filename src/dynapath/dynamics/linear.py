@@ -64,16 +64,24 @@ def noise_covariance(
     ------
     ValueError : for a negative `dt`, where the integral is not a covariance.
     """
+    A, Q, dt = torch.broadcast_tensors(A.double(), Q.double(), dt.double()[..., None, None])
+    return _van_loan(A, Q, dt)[1]
+
+
+def _van_loan(A: Tensor, Q: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(A dt) and the noise covariance from one block exponential; all three of one shape."""
     if bool((dt < 0).any()):
-        earliest = float(dt.min())
-        msg = f"A covariance cannot be carried back in time (dt = {earliest:g}). Use `flow`, which can, for the states."
+        msg = (
+            f"A covariance cannot be carried back in time (dt = {float(dt.min()):g}). Use `flow`, which can, for the "
+            "states."
+        )
         raise ValueError(msg)
     d = A.shape[-1]
-    A, Q, dt = torch.broadcast_tensors(A.double(), Q.double(), dt.double()[..., None, None])
     block = torch.cat([torch.cat([-A, Q], dim=-1), torch.cat([torch.zeros_like(A), A.mT], dim=-1)], dim=-2)
     solution = torch.matrix_exp(dt[..., :1, :1] * block)
-    covariance = solution[..., d:, d:].mT @ solution[..., :d, d:]
-    return (covariance + covariance.mT) / 2
+    Phi = solution[..., d:, d:].mT
+    covariance = Phi @ solution[..., :d, d:]
+    return Phi, (covariance + covariance.mT) / 2
 
 
 def moments(
@@ -86,14 +94,38 @@ def moments(
 ) -> tuple[Float[Tensor, "*batch time latent"], Float[Tensor, "*batch time latent latent"]]:
     """Mean and covariance at `times` of a Gaussian cloud that starts as N(mean0, cov0) at time 0, in float64.
 
-    dmu/dt = A mu + b and dS/dt = A S + S A' + Q.
+    dmu/dt = A mu + b and dS/dt = A S + S A' + Q. The cloud is carried from one time to the next, and steps of equal
+    length share one exponential, which is where the cost is.
 
     Raises
     ------
     ValueError : for a negative time (see `noise_covariance`).
     """
-    A, b, Q = A.unsqueeze(-3), b.unsqueeze(-2), Q.unsqueeze(-3)
-    Phi, c = propagator(A, b, times)
-    mean = (Phi @ mean0.double()[..., None, :, None]).squeeze(-1) + c
-    cov = Phi @ cov0.double().unsqueeze(-3) @ Phi.mT + noise_covariance(A, Q, times)
-    return mean, cov
+    order = torch.argsort(times)
+    steps = torch.diff(times[order].double(), prepend=times.new_zeros(1, dtype=torch.float64))
+    lengths, which = torch.unique(steps, return_inverse=True)
+    Phi, c, P = _transition(A, b, Q, lengths)
+    mean, cov = mean0.double(), cov0.double()
+    means, covs = [], []
+    for i, length in zip(which.tolist(), steps.tolist(), strict=True):
+        if length:
+            forward = Phi[..., i, :, :]
+            mean = (forward @ mean.unsqueeze(-1)).squeeze(-1) + c[..., i, :]
+            cov = forward @ cov @ forward.mT + P[..., i, :, :]
+        means.append(mean)
+        covs.append(cov)
+    back = torch.argsort(order)
+    return torch.stack(means, -2)[..., back, :], torch.stack(covs, -3)[..., back, :, :]
+
+
+def _transition(A: Tensor, b: Tensor, Q: Tensor, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Phi, c and the noise covariance of steps `dt` (step,): Van Loan's block exponential of the augmented system.
+
+    The constant 1 appended to the state carries the drift, so one exponential of size 2 (d + 1) gives all three.
+    """
+    d = A.shape[-1]
+    augmented = pad(torch.cat([A, b.unsqueeze(-1)], dim=-1).double(), (0, 0, 0, 1))
+    noise = pad(Q.double(), (0, 1, 0, 1))
+    augmented, noise, dt = torch.broadcast_tensors(augmented.unsqueeze(-3), noise.unsqueeze(-3), dt[:, None, None])
+    Phi_c, P = _van_loan(augmented, noise, dt)
+    return Phi_c[..., :d, :d], Phi_c[..., :d, d], P[..., :d, :d]
