@@ -149,9 +149,9 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
     column = _column(adata, time_key, "time_key")
     advice = f"Give numbers in one unit, e.g. days: adata.obs[{time_key!r}] = ..."
     if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype):
-        distinct = (
-            column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else pd.unique(column.dropna())
-        )
+        categorical = isinstance(column.dtype, pd.CategoricalDtype)
+        # Categories without cells are what a subset leaves behind; they say nothing.
+        distinct = column.cat.remove_unused_categories().cat.categories if categorical else pd.unique(column.dropna())
         try:
             as_number = {value: float(str(value)) for value in distinct}
         except ValueError:
@@ -159,7 +159,8 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
             msg = f"obs[{time_key!r}] has the value {str(unreadable)!r}, which does not read as a number. {advice}"
             raise ValueError(msg) from None
         if getattr(column.dtype, "ordered", False) and list(as_number.values()) != sorted(as_number.values()):
-            msg = f"The order of the categories of obs[{time_key!r}] ({_listed(distinct)}) is not that of the numbers. {advice}"
+            order = ", ".join(map(str, distinct))
+            msg = f"The order of the categories of obs[{time_key!r}] ({order}) is not that of the numbers. {advice}"
             raise ValueError(msg)
         times = np.array([np.nan if pd.isna(value) else as_number[value] for value in column], dtype=float)
     elif pd.api.types.is_numeric_dtype(column.dtype):
@@ -195,23 +196,27 @@ def read_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
         raise ValueError(msg)
     counts = _as_csr(matrix)
     values = counts.data
-    others = [name for name in adata.layers if name != layer]
-    hint = f"layer={others[0]!r}" if others else "the raw counts"
     if not np.isfinite(values).all():
         cell = adata.obs_names[
             np.searchsorted(counts.indptr, np.flatnonzero(~np.isfinite(values))[0], side="right") - 1
         ]
-        msg = f"{where} has NaN or infinite values, first in cell {cell!r}. Counts are needed: use {hint}."
+        msg = (
+            f"{where} has NaN or infinite values, first in cell {cell!r}. Counts are needed: "
+            f"use {_where_counts_are(adata, layer)}."
+        )
         raise ValueError(msg)
     if (values < 0).any():
-        msg = f"{where} has negative values (smallest {values.min():g}), so it is no count matrix. Use {hint}."
+        msg = (
+            f"{where} has negative values (smallest {values.min():g}), so it is no count matrix. "
+            f"Use {_where_counts_are(adata, layer)}."
+        )
         raise ValueError(msg)
     if (values != np.round(values)).any():
         example = values[values != np.round(values)][0]
         guess = "looks log-normalised" if values.max() < 20 else "looks normalised"
         msg = (
             f"{where} has values that are not integers (such as {example:g}); it {guess}, and the likelihood is one of "
-            f"counts. Use {hint}" + (f" (layers: {_listed(adata.layers)})." if len(adata.layers) else ".")
+            f"counts. Use {_where_counts_are(adata, layer)}."
         )
         raise ValueError(msg)
     empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
@@ -296,6 +301,18 @@ def _check_batches_overlap(
         "batch would remove the dynamics. Leave batch_key out, or use a batch column that overlaps between times."
     )
     raise ValueError(msg)
+
+
+def _where_counts_are(adata: AnnData, layer: str | None) -> str:
+    """The first matrix whose first cells look like counts, as the argument that selects it."""
+    matrices = {None: adata.X, **adata.layers}
+    for name, matrix in matrices.items():
+        if name == layer or matrix is None:
+            continue
+        values = _as_csr(matrix[:200]).data
+        if ((values >= 0) & (values == np.round(values))).all():
+            return "layer=None, which is X" if name is None else f"layer={name!r}"
+    return f"the raw counts (layers: {_listed(adata.layers)})"
 
 
 def _as_csr(matrix: object) -> sparse.csr_matrix:
