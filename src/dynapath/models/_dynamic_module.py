@@ -124,6 +124,11 @@ class DynamicVAEModule(VAE):
         for name, parameter in self.prior.named_parameters():
             parameter.requires_grad_(phase == "joint" and self._learns_dynamics[name])
 
+    def on_load(self, model: Any, **kwargs: Any) -> None:
+        """A model that is loaded goes on where it was saved: trained ones with the mixture for a prior."""
+        super().on_load(model, **kwargs)
+        self.set_phase("joint" if model.is_trained_ else "static")
+
     def groups_of(self, labels: Tensor) -> Tensor | None:
         """Known groups of cells by their label codes, or None where no labels were given."""
         return None if self.label_to_group is None else self.label_to_group[labels.long().flatten()]

@@ -33,6 +33,7 @@ class TimeField(NumericalObsField):
 
     def register_field(self, adata: AnnData) -> dict:
         """Write the scaled time and remember the scale."""
+        self.validate_field(adata)
         present = measured_times(adata, self.time_key) if self.observed_times is None else self.observed_times
         times = np.unique(np.asarray(present, dtype=float))
         self._write_scaled(adata, TimeScale.of(times))

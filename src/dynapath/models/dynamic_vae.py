@@ -214,9 +214,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 progress.enter("mixture")
                 self._fit_prior(options)
                 self._run_phase("joint", n_joint, options, progress, train_kwargs)
+                # Encoding the cells draws a sample too.
+                self._settle()
         finally:
             progress.close()
-        self._settle()
 
     def _run_phase(
         self,
@@ -468,6 +469,13 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             training=training,
             module_kwargs=module_kwargs,
         )
+        problems = _registered_otherwise(model.registry_, ours.registry_)
+        if problems:
+            msg = (
+                f"model= does not fit these data: {'; '.join(problems)}. Train it on the same genes, in the same order, "
+                "with the same batch and size factor columns."
+            )
+            raise ValueError(msg)
         wanted = {k: v for k, v in ours.module.state_dict().items() if not k.startswith("prior.")}
         state = {k: v for k, v in theirs.state_dict().items() if k in wanted}
         different = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
@@ -478,6 +486,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             )
             raise ValueError(msg)
         ours.module.load_state_dict(state, strict=False)
+        # As scvi-tools leaves a trained module: encoding must not drop units out.
+        ours.module.eval()
         ours.is_trained_ = True
         return ours
 
@@ -525,6 +535,30 @@ def _epochs(n_cells: int, options: Training, max_epochs: int | None) -> tuple[in
     static = int(np.clip(round(2000 / batches), 20, 400))
     joint = int(np.clip(round(1500 / batches), 20, 300))
     return options.static_epochs or static, options.joint_epochs or joint
+
+
+def _registered_otherwise(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """In what another model's data differ from ours, as far as its weights would then mean something else."""
+
+    def remembered(registry: Mapping[str, Any], key: str, name: str) -> list[str]:
+        return [str(value) for value in registry["field_registries"][key]["state_registry"][name]]
+
+    problems = []
+    genes, our_genes = (remembered(registry, REGISTRY_KEYS.X_KEY, "column_names") for registry in (theirs, ours))
+    if len(genes) != len(our_genes):
+        problems.append(f"it was trained on {len(genes)} genes, not {len(our_genes)}")
+    elif genes != our_genes:
+        one, other = next((a, b) for a, b in zip(genes, our_genes, strict=True) if a != b)
+        problems.append(f"its genes differ, first {one!r} where there is {other!r} now")
+    batches, our_batches = (
+        remembered(registry, REGISTRY_KEYS.BATCH_KEY, "categorical_mapping") for registry in (theirs, ours)
+    )
+    if (len(batches) > 1 or len(our_batches) > 1) and batches != our_batches:
+        problems.append(f"its batches are {', '.join(batches)}, not {', '.join(our_batches)} in this order")
+    sized, ours_sized = (registry["setup_args"].get("size_factor_key") is not None for registry in (theirs, ours))
+    if sized != ours_sized:
+        problems.append(f"it was trained {'with' if sized else 'without'} a size factor")
+    return problems
 
 
 def _came_from_nan(error: Exception, module: torch.nn.Module) -> bool:
