@@ -35,7 +35,7 @@ class TimeScale:
 
     def scaled(self, times: ArrayLike) -> FloatArray:
         """Model time of measured times."""
-        return np.round((np.asarray(times, dtype=float) - self.origin) / self.span, 6)
+        return np.round((np.asarray(times, dtype=float) - self.origin) / self.span, 9)
 
 
 @dataclass(frozen=True)

@@ -103,15 +103,19 @@ def moments(
     """
     order = torch.argsort(times)
     steps = torch.diff(times[order].double(), prepend=times.new_zeros(1, dtype=torch.float64))
-    lengths, which = torch.unique(steps, return_inverse=True)
-    Phi, c, P = _transition(A, b, Q, lengths)
+    # Steps that differ only by the rounding of the times count as equal.
+    kinds, kind = torch.unique(torch.round(steps, decimals=6), return_inverse=True)
+    lengths = torch.zeros_like(kinds).scatter_reduce(0, kind, steps, "mean", include_self=False)
+    moving = kinds != 0
+    Phi, c, P = _transition(A, b, Q, lengths[moving])
+    column = (moving.long().cumsum(0) - 1).tolist()
     mean, cov = mean0.double(), cov0.double()
     means, covs = [], []
-    for i, length in zip(which.tolist(), steps.tolist(), strict=True):
-        if length:
-            forward = Phi[..., i, :, :]
-            mean = (forward @ mean.unsqueeze(-1)).squeeze(-1) + c[..., i, :]
-            cov = forward @ cov @ forward.mT + P[..., i, :, :]
+    for k in kind.tolist():
+        if moving[k]:
+            forward = Phi[..., column[k], :, :]
+            mean = (forward @ mean.unsqueeze(-1)).squeeze(-1) + c[..., column[k], :]
+            cov = forward @ cov @ forward.mT + P[..., column[k], :, :]
         means.append(mean)
         covs.append(cov)
     back = torch.argsort(order)

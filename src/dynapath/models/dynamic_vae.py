@@ -188,7 +188,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         Parameters
         ----------
         max_epochs
-            Epochs of the static phase; the joint phase takes three quarters as many. Overrules `training`.
+            Epochs of the static phase; the joint phase takes four fifths as many. Overrules `training`.
         training
             Optimiser options; the network is fixed when the model is built.
         skip_static
@@ -530,10 +530,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
 def _epochs(n_cells: int, options: Training, max_epochs: int | None) -> tuple[int, int]:
     """Epochs of the static and the joint phase."""
     if max_epochs is not None:
-        return max_epochs, max(1, round(0.75 * max_epochs))
+        return max_epochs, max(1, round(0.8 * max_epochs))
     batches = max(1, -(-n_cells // options.batch_size))
-    static = int(np.clip(round(2000 / batches), 20, 400))
-    joint = int(np.clip(round(1500 / batches), 20, 300))
+    static = int(np.clip(round(1000 / batches), 20, 400))
+    joint = int(np.clip(round(800 / batches), 20, 300))
     return options.static_epochs or static, options.joint_epochs or joint
 
 

@@ -42,8 +42,8 @@ class Training:
     Parameters
     ----------
     static_epochs, joint_epochs
-        Epochs of the static and of the joint phase. By default as many as give about 2,000 and 1,500 minibatches,
-        within [20, 400] epochs.
+        Epochs of the static and of the joint phase. By default as many as give about 1,000 and 800 minibatches, within
+        [20, 400] and [20, 300] epochs.
     batch_size
         Cells in a minibatch.
     lr, prior_lr
@@ -65,7 +65,7 @@ class Training:
     batch_size: int = 128
     lr: float = 1e-3
     prior_lr: float = 3e-3
-    n_restarts: int = 12
+    n_restarts: int = 10
     prior_steps: int = 400
     n_hidden: int = 64
     n_layers: int = 1

@@ -83,7 +83,7 @@ def fit_dynamic_vae(
     prior, training
         Rarer options, see :class:`dynapath.models.Prior` and :class:`dynapath.models.Training`.
     max_epochs
-        Epochs of the static phase; the joint phase takes three quarters as many. By default by number of cells.
+        Epochs of the static phase; the joint phase takes four fifths as many. By default by number of cells.
     key_added
         Under which the results are stored. A previous fit under this key is replaced as a whole.
     random_state
@@ -230,6 +230,7 @@ def _fit_on_representation(
     points, times = read.read_points(adata, time_key=options["time_key"], use_rep=options["use_rep"])
     labels = read.read_labels(adata, options["labels_key"])
     read.check_groups_fit(times, options["n_groups"])
+    known = None if labels is None else read.known_groups(labels, options["n_groups"])
     read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
 
     from dynapath.dynamics.fit_representation import fit_representation
@@ -239,7 +240,7 @@ def _fit_on_representation(
         times,
         n_groups=options["n_groups"],
         growth=options["growth"],
-        labels=None if labels is None else labels.codes,
+        labels=known,
         share=prior.share,
         tie_initial=prior.tie_initial,
         floor=prior.floor,
