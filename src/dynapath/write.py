@@ -92,13 +92,21 @@ def _clean(value: Any, place: str) -> Any:
             msg = f"{place} has a key with a slash ({bad[0]!r}), which h5ad would split into groups."
             raise TypeError(msg)
         return {str(name): _clean(item, f"{place}[{name!r}]") for name, item in value.items() if item is not None}
-    if isinstance(value, pd.DataFrame | np.ndarray):
+    if isinstance(value, pd.DataFrame):
         return value.copy()
-    if isinstance(value, bool | int | float | str | np.generic):
-        return value
     if isinstance(value, list | tuple):
         # Empty lists have no type to write.
-        return np.array(value) if len(value) and not isinstance(value[0], str) else np.array(value, dtype=object)
+        strings = not len(value) or any(isinstance(item, str) for item in value)
+        value = np.array(
+            [_clean(item, f"{place}[{i}]") for i, item in enumerate(value)], dtype=object if strings else None
+        )
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "biufcSUT" or all(isinstance(item, str) for item in value.flat):
+            return value.copy()
+        msg = f"{place} holds an array of {value.dtype}, which cannot be written to h5ad."
+        raise TypeError(msg)
+    if isinstance(value, bool | int | float | str | np.bool_ | np.number | np.str_):
+        return value
     msg = f"{place} holds a {type(value).__name__}, which cannot be written to h5ad."
     raise TypeError(msg)
 

@@ -144,6 +144,15 @@ def read_labels(adata: AnnData, labels_key: str | None, names: Sequence[str] | N
     return pd.Categorical(values, categories=[*names, UNLABELLED])
 
 
+def known_groups(labels: pd.Categorical, n_groups: int) -> NDArray[np.int64]:
+    """Group of each cell by its label, -1 for UNLABELLED cells."""
+    names = [name for name in labels.categories if name != UNLABELLED]
+    if len(names) > n_groups:
+        msg = f"{len(names)} labels ({', '.join(names)}) do not fit into n_groups={n_groups}. Raise n_groups."
+        raise ValueError(msg)
+    return np.where(np.asarray(labels) == UNLABELLED, -1, labels.codes)
+
+
 def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
     """Times of cells as numbers: a numeric column, or categories that read as numbers."""
     column = _column(adata, time_key, "time_key")
