@@ -392,7 +392,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         Sparse float32 (cell, gene); integers unless `expected`.
         """
         z, library = np.asarray(z, dtype=np.float32), np.asarray(library, dtype=np.float32).reshape(-1, 1)
-        batch = np.zeros((len(z), 1), dtype=np.int64) if batch is None else np.asarray(batch).reshape(-1, 1)
+        batch = np.zeros(len(z)) if batch is None else np.asarray(batch)
+        batch = batch.astype(np.int64).reshape(-1, 1)
         rows = []
         with nullcontext() if random_state is None else isolated_seed(random_state):
             for start in range(0, len(z), chunk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -126,6 +127,12 @@ def fit_dynamic_vae(
     """
     if use_rep is not None and model is not None:
         msg = "use_rep fits without a VAE and model= brings one: give only one of them."
+        raise ValueError(msg)
+    if model is not None and not hasattr(model, "module"):
+        msg = f"model= must be a trained scvi.model.SCVI or dp.models.DynamicVAE; it is a {type(model).__name__}."
+        raise TypeError(msg)
+    if not isinstance(n_latent, Integral) or n_latent < 1:
+        msg = f"n_latent must be a positive whole number; it is {n_latent!r}."
         raise ValueError(msg)
     write.check_key_is_free(adata, key_added)
     seed = concrete_seed(random_state)
