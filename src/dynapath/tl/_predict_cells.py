@@ -167,7 +167,7 @@ def _chosen_cells(adata: AnnData, source: str | ArrayLike) -> NDArray[np.int64] 
             raise ValueError(msg)
         rows = adata.obs_names.get_indexer(given.astype(str))
         if (rows < 0).any():
-            msg = f"source names cells that are not in obs_names, such as {given[rows < 0][0]!r}."
+            msg = f"source names cells that are not in obs_names, such as {str(given[rows < 0][0])!r}."
             raise KeyError(msg)
     if not len(rows):
         msg = "source selects no cells."
