@@ -11,7 +11,7 @@ OBSERVED = np.array([2.0, 4.0, 6.0])
 QUICK = {"n_groups": 3, "n_restarts": 2, "n_steps": 40}
 
 
-def some_dynamics(observed=OBSERVED, centre=(5.0, -3.0), scale=2.5, **structure):
+def some_dynamics(observed=OBSERVED, centre=np.array([5.0, -3.0]), scale=2.5, **structure):
     mixture = LinearMixture(3, 2, **structure)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_samples(dynamics):
 
 def test_proportions_agree_with_trajectories(dynamics):
     np.testing.assert_allclose(dynamics.proportions([2, 5]), dynamics.trajectories([2, 5]).proportions)
-    np.testing.assert_allclose(dynamics.proportions(0.0).sum(0), 1)
+    np.testing.assert_allclose(dynamics.proportions([0.0]).sum(0), 1)
 
 
 @pytest.mark.parametrize(

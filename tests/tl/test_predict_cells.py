@@ -168,7 +168,7 @@ def test_both_neighbours_give_cells_by_closeness(on_truth):
 
 @pytest.mark.parametrize(
     ("time", "sides"),
-    [(0.25, [0.25]), (0.3, [0.25, 0.5]), (-1, [0]), (2, [1]), (0.25 + 1e-12, [0.25])],
+    [(0.25, [0.25]), (0.3, [0.25, 0.5]), (-1.0, [0]), (2.0, [1]), (0.25 + 1e-12, [0.25])],
 )
 def test_neighbours_of_a_time_are_the_observed_times_beside_it(time, sides):
     assert module._neighbouring_times(np.array([0, 0.25, 0.5, 1]), time) == sides

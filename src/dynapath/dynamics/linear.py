@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 
 def propagator(
-    A: Float[Tensor, "*batch latent latent"], b: Float[Tensor, "*batch latent"], dt: Float[Tensor, "*batch"]
+    A: Float[Tensor, "*#batch latent latent"], b: Float[Tensor, "*#batch latent"], dt: Float[Tensor, "*#batch"]
 ) -> tuple[Float[Tensor, "*batch latent latent"], Float[Tensor, "*batch latent"]]:
     """Phi and c with z(t + dt) = Phi z(t) + c, for singular A and for negative `dt` too.
 
@@ -36,10 +36,10 @@ def propagator(
 
 
 def flow(
-    z: Float[Tensor, "*batch latent"],
-    A: Float[Tensor, "*batch latent latent"],
-    b: Float[Tensor, "*batch latent"],
-    dt: Float[Tensor, "*batch"],
+    z: Float[Tensor, "*#batch latent"],
+    A: Float[Tensor, "*#batch latent latent"],
+    b: Float[Tensor, "*#batch latent"],
+    dt: Float[Tensor, "*#batch"],
 ) -> Float[Tensor, "*batch latent"]:
     """State `dt` later (earlier for negative `dt`), in the precision of `z`."""
     Phi, c = propagator(A, b, dt)
@@ -47,14 +47,14 @@ def flow(
 
 
 def velocity(
-    z: Float[Tensor, "*batch latent"], A: Float[Tensor, "*batch latent latent"], b: Float[Tensor, "*batch latent"]
+    z: Float[Tensor, "*#batch latent"], A: Float[Tensor, "*#batch latent latent"], b: Float[Tensor, "*#batch latent"]
 ) -> Float[Tensor, "*batch latent"]:
     """dz/dt = A z + b."""
     return (A @ z.unsqueeze(-1)).squeeze(-1) + b
 
 
 def noise_covariance(
-    A: Float[Tensor, "*batch latent latent"], Q: Float[Tensor, "*batch latent latent"], dt: Float[Tensor, "*batch"]
+    A: Float[Tensor, "*#batch latent latent"], Q: Float[Tensor, "*#batch latent latent"], dt: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch latent latent"]:
     """Covariance that the process noise adds over `dt`: the integral of exp(A s) Q exp(A s)' over s from 0 to `dt`.
 
@@ -85,11 +85,11 @@ def _van_loan(A: Tensor, Q: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments(
-    A: Float[Tensor, "*batch latent latent"],
-    b: Float[Tensor, "*batch latent"],
-    mean0: Float[Tensor, "*batch latent"],
-    cov0: Float[Tensor, "*batch latent latent"],
-    Q: Float[Tensor, "*batch latent latent"],
+    A: Float[Tensor, "*#batch latent latent"],
+    b: Float[Tensor, "*#batch latent"],
+    mean0: Float[Tensor, "*#batch latent"],
+    cov0: Float[Tensor, "*#batch latent latent"],
+    Q: Float[Tensor, "*#batch latent latent"],
     times: Float[Tensor, " time"],
 ) -> tuple[Float[Tensor, "*batch time latent"], Float[Tensor, "*batch time latent latent"]]:
     """Mean and covariance at `times` of a Gaussian cloud that starts as N(mean0, cov0) at time 0, in float64.

@@ -46,7 +46,7 @@ class CountDecoder(DecoderSCVI):
                 self.skip.weight.normal_(std=0.1)
 
     def forward(
-        self, dispersion: str, z: Tensor, library: Tensor, *cat_list: Tensor
+        self, dispersion: str, z: Tensor, library: Tensor, *cat_list: Tensor | None
     ) -> tuple[Tensor, None, Tensor, Tensor | None]:
         """Proportions, nothing (the dispersion is the gene's), means, and logits of structural zeros."""
         hidden = self.px_decoder(z, *cat_list)
@@ -138,7 +138,7 @@ class DynamicVAEModule(VAE):
         tensors: dict[str, Tensor],
         inference_outputs: dict[str, Any],
         generative_outputs: dict[str, Any],
-        kl_weight: float = 1.0,
+        kl_weight: float | Tensor = 1.0,
     ) -> LossOutput:
         """The negative ELBO of a minibatch, and its named terms."""
         if self.phase == "static":

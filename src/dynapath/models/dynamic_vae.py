@@ -361,7 +361,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
 
     def batch_codes(self) -> NDArray[np.int64]:
         """Batch of each registered cell, as the decoder takes it."""
-        return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY)).ravel()
+        return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY), dtype=np.int64).ravel()
 
     @torch.no_grad()
     def decode(

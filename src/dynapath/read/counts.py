@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +150,7 @@ def known_groups(labels: pd.Categorical, n_groups: int) -> NDArray[np.int64]:
     if len(names) > n_groups:
         msg = f"{len(names)} labels ({', '.join(names)}) do not fit into n_groups={n_groups}. Raise n_groups."
         raise ValueError(msg)
-    return np.where(np.asarray(labels) == UNLABELLED, -1, labels.codes)
+    return np.where(np.asarray(labels) == UNLABELLED, -1, labels.codes).astype(np.int64)
 
 
 def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
@@ -349,5 +349,5 @@ def _reads_as_number(value: object) -> bool:
     return True
 
 
-def _listed(names: Sequence[object]) -> str:
+def _listed(names: Iterable[object]) -> str:
     return ", ".join(sorted(map(str, names))) or "none"
