@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ._keys import DynamicKeys
-from ._random import isolated_seed
+from .models._random import isolated_seed
 from .write import KINDS
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def fit_representation(
     share: Share = "none",
     tie_initial: bool = False,
     floor: float = 1e-3,
-    ridge: float = 0.02,
+    ridge: float = 0.01,
     growth_penalty: float = 1.0,
     n_restarts: int = 12,
     n_steps: int = 400,

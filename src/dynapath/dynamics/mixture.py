@@ -60,7 +60,9 @@ def _cholesky_or_nan(cov: Float[Tensor, "*batch latent latent"]) -> Float[Tensor
 
 
 def marginal_log_prob(
-    joint: Float[Tensor, "*batch cell group"], labels: Int[Tensor, " cell"] | None = None, temperature: float = 1.0
+    joint: Float[Tensor, "*batch cell group"],
+    labels: Int[Tensor, " cell"] | None = None,
+    temperature: float | Tensor = 1.0,
 ) -> Float[Tensor, "*batch cell"]:
     """log p(z_i | t_i), the group summed out; where a cell's group is known, log p(z_i, c_i | t_i) instead.
 
@@ -71,9 +73,11 @@ def marginal_log_prob(
     labels
         Known group of each cell, -1 where unknown.
     temperature
-        Above 1, cells are shared more evenly between groups (annealing): tau logsumexp(joint / tau).
+        Above 1, cells are shared more evenly between groups (annealing): tau logsumexp(joint / tau). One number, or one
+        per mixture of a batch, with a trailing dimension for the cells.
     """
-    summed = temperature * (joint / temperature).logsumexp(-1)
+    tau = torch.as_tensor(temperature, dtype=joint.dtype, device=joint.device)
+    summed = tau * (joint / tau.unsqueeze(-1)).logsumexp(-1)
     if labels is None:
         return summed
     known = joint.gather(-1, labels.clamp_min(0).expand(joint.shape[:-1]).unsqueeze(-1)).squeeze(-1)

@@ -19,10 +19,10 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
-from dynapath._random import concrete_seed, isolated_seed
 from dynapath.dynamics.fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from dynapath.dynamics.group_dynamics import GroupDynamics
 from dynapath.dynamics.mixture import Growth
+from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
 from ._time_field import TimeField

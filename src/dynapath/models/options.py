@@ -28,7 +28,7 @@ class Prior:
         Variance added to every group's covariance, in squared latent units.
     """
 
-    ridge: float = 0.02
+    ridge: float = 0.01
     growth_penalty: float = 1.0
     share: Share = "none"
     tie_initial: bool = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dynapath import write
-from dynapath._random import concrete_seed, isolated_seed
+from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior, Training
 from dynapath.read import counts as read
 

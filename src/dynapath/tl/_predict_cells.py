@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from dynapath import get
-from dynapath._random import concrete_seed
+from dynapath.models._random import concrete_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
