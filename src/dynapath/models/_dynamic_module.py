@@ -118,6 +118,22 @@ class DynamicVAEModule(VAE):
         self._learns_dynamics = {name: p.requires_grad for name, p in self.prior.named_parameters()}
         self.set_phase("static")
 
+    @torch.no_grad()
+    def start_from_genes(self, proportion: Tensor, dispersion: Tensor) -> None:
+        """Let the decoder start at the genes' own means and variances instead of having to walk there.
+
+        Parameters
+        ----------
+        proportion
+            Mean of each gene as a share of the library (or per unit of the size factor).
+        dispersion
+            Squared biological coefficient of variation of each gene, the inverse of theta.
+        """
+        bias = self.decoder.px_scale_decoder[0].bias
+        bias.copy_(torch.expm1(proportion).log() if self.use_size_factor_key else proportion.log())
+        log_theta = -dispersion.log()
+        self.px_r.copy_(log_theta if self.px_r.dim() == 1 else log_theta.unsqueeze(-1).expand_as(self.px_r))
+
     def set_phase(self, phase: Literal["static", "joint"]) -> None:
         """`"static"`: the prior is N(0, I); `"joint"`: it is the mixture, which is then learned too."""
         self.phase = phase

@@ -210,6 +210,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         try:
             with quiet(), isolated_seed(concrete_seed(random_state)):
                 if n_static:
+                    self._start_from_genes()
                     self._run_phase("static", n_static, options, progress, train_kwargs)
                 progress.enter("mixture")
                 self._fit_prior(options)
@@ -218,6 +219,22 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 self._settle()
         finally:
             progress.close()
+
+    def _start_from_genes(self) -> None:
+        """Means and dispersions of the genes, for the decoder to start from: one pass over the counts."""
+        counts = csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+        size = self.library_sizes()
+        n_cells, n_genes = counts.shape
+        # A tenth of a count keeps silent genes finite.
+        proportion = np.maximum(np.asarray(counts.sum(0)).ravel(), 0.1) / size.sum()
+        rows = np.repeat(np.arange(n_cells), np.diff(counts.indptr))
+        scaled = counts.data / (size[rows] / size.mean())
+        square = np.bincount(counts.indices, scaled**2, minlength=n_genes) / n_cells
+        mean = proportion * size.mean()
+        dispersion = np.clip((square - mean**2 - mean) / mean**2, 0.05, 20.0)
+        self.module.start_from_genes(
+            torch.as_tensor(proportion, dtype=torch.float32), torch.as_tensor(dispersion, dtype=torch.float32)
+        )
 
     def _run_phase(
         self,
