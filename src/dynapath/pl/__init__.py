@@ -1,3 +1,6 @@
-"""Figures."""
+"""Figures. They read what a fit wrote, draw it, and return the Axes."""
 
-__all__: list[str] = []
+from ._latent_phase import latent_phase
+from ._latent_trajectories import latent_trajectories
+
+__all__ = ["latent_phase", "latent_trajectories"]
