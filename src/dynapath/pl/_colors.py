@@ -102,7 +102,7 @@ def _by_category(
     names = [str(category) for category in cells.cat.categories]
     if len(names) > _MOST_CATEGORIES:
         msg = (
-            f"obs[{column!r}] has {len(names)} categories; more than {_MOST_CATEGORIES} cannot be told apart by colour. "
+            f"obs[{column!r}] has {len(names)} categories; more than {_MOST_CATEGORIES} colours cannot be told apart. "
             "Choose another column, or set all but a few categories to missing."
         )
         raise ValueError(msg)
@@ -151,9 +151,7 @@ def _from_palette(palette: Palette, categories: Sequence[str], column: str) -> l
 
 def _colormap(name: str) -> mpl.colors.Colormap:
     if name not in mpl.colormaps:
-        msg = (
-            f"palette={name!r} is no colour map of matplotlib. Names: matplotlib.colormaps; or give a list of colours."
-        )
+        msg = f"palette={name!r} is no colour map of matplotlib (see matplotlib.colormaps). Or give a list."
         raise ValueError(msg)
     return mpl.colormaps[name]
 
@@ -164,6 +162,6 @@ def _hexes(colors: Sequence[str], place: str) -> list[str]:
         try:
             hexes.append(to_hex(color))
         except ValueError:
-            msg = f"{place} holds {color!r}, which is no colour. Write it as '#RRGGBB' or by a name that matplotlib knows."
+            msg = f"{place} holds {color!r}, which is no colour. Write it as '#RRGGBB' or by its name in matplotlib."
             raise ValueError(msg) from None
     return hexes

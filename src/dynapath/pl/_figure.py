@@ -277,7 +277,7 @@ def finish(figure: Figure | SubFigure, drawn: Any, *, show: bool | None, return_
 
 
 def spread(positions: ArrayLike, least: float) -> NDArray[np.float64]:
-    """`positions` moved apart until neighbours are at least `least` from each other, their middle kept where they touch."""
+    """`positions` moved apart until all are at least `least` from each other; those that touch keep their middle."""
     positions = np.asarray(positions, dtype=float)
     order = np.argsort(positions, kind="stable")
     # Blocks of labels that touch, each (sum of wished starts, size), merged from below as in isotonic regression.

@@ -68,7 +68,7 @@ def latent_phase(
     dims
         The two latent dimensions, counted from 1 as in :func:`dynapath.get.trajectories`: horizontal, vertical.
     color
-        Column of `obs` that colours the cells, categories or numbers (such as the time); by default the fitted group. If
+        Column of `obs` that colours the cells, categories or numbers such as the time; by default the fitted group. If
         it is another one, paths are dark grey and carry the number of their group.
     groups
         Fitted groups to draw; cells of the others are light grey. By default all.
@@ -103,7 +103,7 @@ def latent_phase(
     Notes
     -----
     White dots on a path are the observed times, its arrow heads point forwards in time. Arrows of the field share one
-    scale, the longest spanning about one of 14 bins; groups are averaged apart, so that crossing ones do not cancel out.
+    scale, the longest spanning about one of 14 bins; groups are averaged apart, as crossing ones would cancel out.
 
     Examples
     --------

@@ -249,7 +249,7 @@ def _one_per_dimension(axes: Axes | Sequence[Axes] | NDArray[np.object_], dims: 
     """The given Axes as a flat array."""
     given = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
     if len(given) != len(dims) or not all(isinstance(ax, Axes) for ax in given):
-        msg = f"axes must be {len(dims)} Axes, one for each of dims={dims}; {len(given)} given. Give as many, or choose dims."
+        msg = f"axes must be {len(dims)} Axes, one for each of dims={dims}; {len(given)} given. Choose others, or dims."
         raise ValueError(msg)
     panels = np.empty(len(given), dtype=object)
     panels[:] = given
