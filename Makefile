@@ -15,12 +15,15 @@ help: ## list the targets
 
 setup: $(READY) ## create the environment
 
+# Under pyenv an interpreter that is installed but not selected runs only when it is named; elsewhere this has no effect.
+$(READY): export PYENV_VERSION := $(patsubst python%,%,$(notdir $(PYTHON)))
 $(READY): pyproject.toml ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet --editable . --group test --group doc --group dev
 	touch $@
 
+demo: export OMP_NUM_THREADS := 1
 demo: $(READY) ## simulate, fit and plot; writes into demo/
 	$(PY) scripts/demo.py
 

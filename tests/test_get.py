@@ -99,10 +99,10 @@ def test_history_is_a_copy(fitted):
     assert (dp.get.history(fitted)["loss"] != 0).all()
 
 
-def test_without_epochs_the_history_is_empty(fitted):
+def test_without_epochs_the_history_has_a_row_for_each_step_of_the_mixture(fitted):
     history = dp.get.history(fitted, "rep")
-    assert len(history) == 0
-    assert "phase" in history.columns
+    assert set(history["phase"]) == {"mixture"}
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
 
 
 @pytest.mark.parametrize("key", ["dynvae", "rep"])

@@ -134,9 +134,8 @@ def trajectories(
 
 
 def history(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
-    """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. Empty for a fit with `use_rep`."""
-    table = _fit(adata, key).get("history")
-    return pd.DataFrame({"phase": pd.Series(dtype=str)}) if table is None else pd.DataFrame(table).copy()
+    """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. For `use_rep`, one row per step."""
+    return pd.DataFrame(_fit(adata, key)["history"]).copy()
 
 
 def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:

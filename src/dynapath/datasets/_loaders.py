@@ -36,7 +36,7 @@ INTEGER_TOLERANCE = 1e-2  # float32 keeps counts of a thousand to 1e-4; a wrong 
 
 
 def larry(*, path: str | os.PathLike[str] | None = None) -> AnnData:
-    """Mouse haematopoiesis in vitro with lineage barcodes, days 2, 4 and 6: 781 cells, 2,481 genes [1]_.
+    """Mouse haematopoiesis in vitro with lineage barcodes, days 2, 4 and 6: 781 cells, 2,481 genes.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def larry(*, path: str | os.PathLike[str] | None = None) -> AnnData:
     positive value of its cell, which stands for one molecule, and dividing by it gives the counts back (to 6e-5).
     The genes are a subset, so that row sums are less than the depth of the cells.
 
-    The original is the CoSpar repository's (MIT) test file; the data are public at GEO as GSE140802.
+    The cells are a sample of those of [1]_. The original is the CoSpar repository's (MIT) test file; the data are public
+    at GEO as GSE140802.
 
     References
     ----------
@@ -90,7 +91,7 @@ def larry(*, path: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def pbmc8k(*, path: str | os.PathLike[str] | None = None) -> AnnData:
-    """Human blood cells, one snapshot: 7,480 cells, the 200 most variable genes, with cell types [1]_.
+    """Human blood cells, one snapshot: 7,480 cells, the 200 most variable genes, with cell types.
 
     Parameters
     ----------
@@ -113,6 +114,8 @@ def pbmc8k(*, path: str | os.PathLike[str] | None = None) -> AnnData:
 
     Notes
     -----
+    The cells are described in [1]_.
+
     The original is `data/pbmc.h5ad` of scVI.jl (BSD-3-Clause); the data are 10x Genomics' (CC-BY 4.0).
 
     References

@@ -159,27 +159,28 @@ def simulate_snapshots(
 
     Returns
     -------
-    AnnData with one row per cell, ordered by time, then group:
+    AnnData
+        One row per cell, ordered by time, then group:
 
-    - `X` counts, CSR, float32, whole numbers.
-    - `layers["expected"]` (cell, gene) float32: mean of the counts given state, library and batch, before biological
-      noise and dropout. Rows sum to the library.
-    - `layers["true_counts"]` CSR, only with `dropout`: the counts before it. Else `X` holds the true counts.
-    - `obs["time"]` float, `obs["group"]` categorical "0", "1", "2", `obs["library"]` expected total count, and
-      with `batch_effect` `obs["batch"]` categorical "0", "1".
-    - `obsm["Z_true"]` (cell, 2) latent states, `obsm["velocity_true"]` (cell, 2) their velocity per unit of `times`.
-    - `varm["W_true"]` (gene, 2) loadings: effect of one unit of the latent state on the log-mean of the gene.
-    - `uns["truth"]` a dictionary with `times` (T,) ascending; `mean` (T, 3, 2) and `cov` (T, 3, 2, 2) of the groups;
-      `proportions` (T, 3); `bcv2` (gene,) squared biological coefficient of variation, averaged over cells; and
-      `parameters`:
-      `scenario`; `A` (3, 2, 2) and `b` (3, 2) per unit of `times`; `m` (3, 2) and `s0`, the start at `time_origin`;
-      `time_origin` and `time_unit`, so that (time - time_origin)/time_unit is the system's own time;
-      `growth` (3,) per unit of `times`, counted from `time_origin`; per gene `base_mean`, `outlier`, `nonlinear`
-      (responds by 1.5 tanh(eta) - .3 eta^2 to its effect eta) and `bcv_chi2_factor`; `bcv_common`; `lib_loc` and
-      `lib_scale`, mean and standard deviation of the log library; with `batch_effect` `batch_factors` (2, gene); with
-      `dropout` `dropout_mid` and `dropout_shape`.
+        - `X` counts, CSR, float32, whole numbers.
+        - `layers["expected"]` (cell, gene) float32: mean of the counts given state, library and batch, before biological
+          noise and dropout. Rows sum to the library.
+        - `layers["true_counts"]` CSR, only with `dropout`: the counts before it. Else `X` holds the true counts.
+        - `obs["time"]` float, `obs["group"]` categorical "0", "1", "2", `obs["library"]` expected total count, and
+          with `batch_effect` `obs["batch"]` categorical "0", "1".
+        - `obsm["Z_true"]` (cell, 2) latent states, `obsm["velocity_true"]` (cell, 2) their velocity per unit of `times`.
+        - `varm["W_true"]` (gene, 2) loadings: effect of one unit of the latent state on the log-mean of the gene.
+        - `uns["truth"]` a dictionary with `times` (T,) ascending; `mean` (T, 3, 2) and `cov` (T, 3, 2, 2) of the groups;
+          `proportions` (T, 3); `bcv2` (gene,) squared biological coefficient of variation, averaged over cells; and
+          `parameters`:
+          `scenario`; `A` (3, 2, 2) and `b` (3, 2) per unit of `times`; `m` (3, 2) and `s0`, the start at `time_origin`;
+          `time_origin` and `time_unit`, so that (time - time_origin)/time_unit is the system's own time;
+          `growth` (3,) per unit of `times`, counted from `time_origin`; per gene `base_mean`, `outlier`, `nonlinear`
+          (responds by 1.5 tanh(eta) - .3 eta^2 to its effect eta) and `bcv_chi2_factor`; `bcv_common`; `lib_loc` and
+          `lib_scale`, mean and standard deviation of the log library; with `batch_effect` `batch_factors` (2, gene); with
+          `dropout` `dropout_mid` and `dropout_shape`.
 
-      All of it can be written to h5ad and zarr.
+          All of it can be written to h5ad and zarr.
 
     Raises
     ------

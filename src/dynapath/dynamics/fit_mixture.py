@@ -30,12 +30,13 @@ class MixtureFit:
     """The best restart, and what the others found.
 
     `log_likelihood` (restart,) is the mean per cell, `agreement` (restart,) the adjusted Rand index between each
-    restart's groups and those of the best.
+    restart's groups and those of the best, `loss` (step,) the loss of the best at every step (annealed at first).
     """
 
     mixture: LinearMixture
     log_likelihood: NDArray[np.float64]
     agreement: NDArray[np.float64]
+    loss: NDArray[np.float64]
 
     @property
     def best(self) -> int:
@@ -96,12 +97,14 @@ def fit_mixture(
     n_warm = max(1, int(0.4 * n_steps))
     # Annealing finds links that no start suggests, but would melt the good starts: every other restart stays cold.
     hot = torch.where(torch.arange(n_restarts, device=z.device) % 2 == 0, 3.0, 1.0).unsqueeze(-1)
+    losses = []
     with _single_thread():
         for step in range(n_steps):
             temperature = (hot - (hot - 1) * step / n_warm).clamp_min(1.0)
             optimizer.zero_grad()
             log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
             loss = ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
+            losses.append(loss.detach())
             loss.sum().backward()
             _clip_each(parameters, max_norm=10.0)
             optimizer.step()
@@ -119,7 +122,7 @@ def fit_mixture(
     groups = joint.argmax(-1).cpu().numpy()
     best = int(np.argmax(reached))
     agreement = np.array([adjusted_rand_score(groups[best], other) for other in groups])
-    return MixtureFit(copies.select(best), reached, agreement)
+    return MixtureFit(copies.select(best), reached, agreement, torch.stack(losses)[:, best].double().cpu().numpy())
 
 
 def refit_proportions(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from .fit_mixture import fit_mixture, refit_proportions
+from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale
 from .mixture import Growth, LinearMixture, Share
 
@@ -28,7 +28,7 @@ def fit_representation(
     n_steps: int = 400,
     random_state: int | None = 0,
     progress: bool = False,
-) -> tuple[GroupDynamics, dict[str, NDArray[np.float64]]]:
+) -> tuple[GroupDynamics, MixtureFit]:
     """Fit the mixture of group dynamics to points of any scale, seen at any times.
 
     Parameters
@@ -44,7 +44,7 @@ def fit_representation(
 
     Returns
     -------
-    The dynamics in the units of `points` and `times`, and log-likelihood and agreement of the restarts.
+    The dynamics in the units of `points` and `times`, and what the restarts found (in the scaled units).
     """
     points, times = np.asarray(points, dtype=float), np.asarray(times, dtype=float)
     centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean())) or 1.0
@@ -74,5 +74,4 @@ def fit_representation(
     refit_proportions(fit.mixture, z.double(), index, distinct, labels=known)
     if known is None:
         fit.mixture.reorder_by_start()
-    restarts = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
-    return GroupDynamics(fit.mixture, times, centre, scale), restarts
+    return GroupDynamics(fit.mixture, times, centre, scale), fit

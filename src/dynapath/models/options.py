@@ -34,6 +34,12 @@ class Prior:
     tie_initial: bool = False
     floor: float = 1e-3
 
+    def __post_init__(self) -> None:
+        for name in ("ridge", "growth_penalty"):
+            _require(self, name, getattr(self, name) >= 0, "must not be negative")
+        _require(self, "floor", self.floor > 0, "must be positive")
+        _require(self, "share", self.share in ("none", "A", "A,b"), "must be 'none', 'A' or 'A,b'")
+
 
 @dataclass(frozen=True)
 class Training:
@@ -73,3 +79,19 @@ class Training:
     decoder: Literal["skip", "mlp"] = "skip"
     gradient_clip: float = 10.0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("static_epochs", "joint_epochs"):
+            _require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "must be at least 1, or None")
+        for name in ("batch_size", "n_restarts", "prior_steps", "n_hidden", "n_layers"):
+            _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("lr", "prior_lr", "gradient_clip"):
+            _require(self, name, getattr(self, name) > 0, "must be positive")
+        _require(self, "dropout_rate", 0 <= self.dropout_rate < 1, "must lie in [0, 1)")
+        _require(self, "decoder", self.decoder in ("skip", "mlp"), "must be 'skip' or 'mlp'")
+
+
+def _require(options: Prior | Training, name: str, holds: bool, what: str) -> None:  # noqa: FBT001
+    if not holds:
+        msg = f"{type(options).__name__}({name}=...) {what}; it is {getattr(options, name)!r}."
+        raise ValueError(msg)

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from dynapath import write
 from dynapath.models._random import concrete_seed, isolated_seed
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from dynapath.dynamics import GroupDynamics
     from dynapath.dynamics.mixture import Growth
 
 # Restarts this close to the best one (nats per cell) are explanations of equal standing.
@@ -137,7 +139,8 @@ def fit_dynamic_vae(
     write.check_key_is_free(adata, key_added)
     seed = concrete_seed(random_state)
     fit = _fit_on_representation if use_rep is not None else _fit_on_counts
-    adata = adata.copy() if copy else adata
+    if copy:
+        adata = adata.to_memory() if adata.isbacked else adata.copy()
     options = {
         "time_key": time_key,
         "n_groups": n_groups,
@@ -203,7 +206,7 @@ def _fit_on_counts(
         mean, variance = vae.get_latent_representation(return_dist=True)
     dynamics = vae.dynamics
     responsibilities = dynamics.responsibilities(mean, snapshots.times)
-    status, said = _judge(vae.restarts_, responsibilities, vae.history_table())
+    status, said = _judge(vae.restarts_, responsibilities, vae.history_table(), dynamics)
     write.write_group_dynamics(
         adata,
         key,
@@ -242,7 +245,7 @@ def _fit_on_representation(
 
     from dynapath.dynamics.fit_representation import fit_representation
 
-    dynamics, restarts = fit_representation(
+    dynamics, fit = fit_representation(
         points,
         times,
         n_groups=options["n_groups"],
@@ -259,7 +262,8 @@ def _fit_on_representation(
         progress=training.progress,
     )
     responsibilities = dynamics.responsibilities(points, times)
-    status, said = _judge(restarts, responsibilities, None)
+    restarts = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
+    status, said = _judge(restarts, responsibilities, None, dynamics)
     write.write_group_dynamics(
         adata,
         key,
@@ -271,6 +275,7 @@ def _fit_on_representation(
             "kind": "group_dynamics",
             "params": {**options, "n_latent": points.shape[1], "observed_times": dynamics.observed_times},
             "state": {"dynamics": dynamics.to_arrays()},
+            "history": pd.DataFrame({"phase": "mixture", "loss": fit.loss}),
             "restarts": restarts,
             "status": status,
             "messages": said,
@@ -285,7 +290,10 @@ def _check_literal(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _judge(
-    restarts: Mapping[str, NDArray[np.float64]], responsibilities: NDArray[np.float64], history: Any
+    restarts: Mapping[str, NDArray[np.float64]],
+    responsibilities: NDArray[np.float64],
+    history: pd.DataFrame | None,
+    dynamics: GroupDynamics | None = None,
 ) -> tuple[str, list[str]]:
     """The status of a fit and what has to be said about it, each also as a warning."""
     status, said = "ok", []
@@ -299,7 +307,7 @@ def _judge(
             f"best with other groups (adjusted Rand index down to {agreement[rivals].min():.2f}): the data allow more than "
             "one explanation. Fewer groups, more times or known labels decide between them."
         )
-    elif responsibilities.shape[1] > 1 and close.sum() == 1:
+    elif responsibilities.shape[1] > 1 and len(reached) > 1 and close.sum() == 1:
         status = "best_restart_alone"
         said.append(
             f"Only one of {len(reached)} restarts reached the best likelihood; a better one may exist. Raise "
@@ -313,12 +321,27 @@ def _judge(
     if history is not None and _still_improving(history):
         status = "not_converged" if status == "ok" else status
         said.append("The ELBO was still improving when training stopped. Raise max_epochs.")
+    if dynamics is not None and _takes_turns(dynamics):
+        said.append(
+            "The proportions of the groups change more than their positions: they may be static clusters that take turns "
+            "instead of groups that move. Compare growth='off'."
+        )
     for message in said:
         warnings.warn(message, UserWarning, stacklevel=4)
     return status, said
 
 
-def _still_improving(history: Any) -> bool:
+def _takes_turns(dynamics: GroupDynamics) -> bool:
+    """Whether over half of the cells change groups between first and last snapshot while means move under half an sd."""
+    path = dynamics.trajectories(dynamics.observed_times[[0, -1]])
+    exchanged = np.abs(path.proportions[:, 1] - path.proportions[:, 0]).sum() / 2
+    weight = path.proportions.mean(1)
+    moved = np.linalg.norm(path.mean[:, 1] - path.mean[:, 0], axis=-1)
+    spread = np.sqrt(np.trace(path.cov[:, 0], axis1=-2, axis2=-1))
+    return bool(exchanged > 0.5 and (weight * moved / spread).sum() < 0.5)
+
+
+def _still_improving(history: pd.DataFrame) -> bool:
     """Whether the last tenth of the joint phase improves on the tenth before by more than .5 % of the ELBO."""
     elbo = history.loc[history["phase"] == "joint", "elbo"].to_numpy()
     tenth = max(1, len(elbo) // 10)

@@ -67,8 +67,9 @@ def predict_cells(
 
     Notes
     -----
-    The group of a carried cell is drawn from its responsibilities and its weight follows the growth of that group, its
-    state from its posterior. Library size and batch are its own.
+    The group of a carried cell is drawn from its responsibilities and its weight follows the growth of that group (within
+    the observed range; beyond it proportions stay as at its end), its state from its posterior. Library size and batch are
+    its own.
 
     Raises
     ------
@@ -199,8 +200,9 @@ def _carried(
         weight = np.ones(len(rows)) if len(sides) == 1 else 1 / gap
     else:
         rows, weight = chosen, np.ones(len(chosen))
-    # A group's cells become more or fewer on the way, as its growth says.
-    now, then = np.log(dynamics.proportions([time]))[:, 0], cells.times[rows]
+    # A group's cells become more or fewer on the way, as its growth says; outside the observed range it is not trusted.
+    within = np.clip(time, *dynamics.observed_times[[0, -1]])
+    now, then = np.log(dynamics.proportions([within]))[:, 0], cells.times[rows]
     distinct, index = np.unique(then, return_inverse=True)
     grown = np.exp(now[:, None] - np.log(dynamics.proportions(distinct)))[:, index].T
     joint = weight[:, None] * cells.responsibilities[rows] * grown
