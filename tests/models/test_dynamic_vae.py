@@ -492,3 +492,20 @@ def test_a_model_that_scales_otherwise_is_refused(cells):
 def test_a_model_with_covariates_is_refused(cells):
     with pytest.raises(ValueError, match="cannot be taken over|does not fit these data"):
         taken_over(scvi_on(cells.copy(), {"continuous_covariate_keys": ["size"]}), cells)
+
+
+# --- where training starts -----------------------------------------------------------------------------------------
+
+
+def test_the_decoder_starts_at_the_genes_own_means_and_dispersions(cells):
+    model = built(cells)
+    model._start_from_genes()
+    counts = cells.X.toarray()
+    share = np.maximum(counts.sum(0), 0.1) / counts.sum()
+    head = model.module.decoder.px_scale_decoder[0]
+    np.testing.assert_allclose(np.exp(head.bias.detach().numpy()), share, rtol=1e-5)
+    # For counts scaled to one size, var = mean + mean^2 / theta.
+    size = counts.sum(1, keepdims=True) / counts.sum(1).mean()
+    mean, square = share * counts.sum(1).mean(), ((counts / size) ** 2).mean(0)
+    wanted = np.clip((square - mean**2 - mean) / mean**2, 0.05, 20)
+    np.testing.assert_allclose(np.exp(-model.module.px_r.detach().numpy()), wanted, rtol=1e-3)

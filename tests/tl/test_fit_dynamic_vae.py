@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 
 import dynapath as dp
+from dynapath.dynamics import GroupDynamics, LinearMixture
 from dynapath.models import Prior, Training
 from dynapath.tl import _fit_dynamic_vae as module
 
@@ -719,3 +720,23 @@ def test_files_read_in_another_process_give_the_same_model(fitted, fit, tmp_path
         np.testing.assert_array_equal(there["rep"], dp.get.trajectories(cells, "rep")["mean"])
         expected = dp.tl.predict_cells(cells, times=0.4, n_cells=5, key="rep").obsm["X_rep"]
         np.testing.assert_array_equal(np.array(there["reps"], dtype=np.float32), expected)
+
+
+# --- groups that take turns ----------------------------------------------------------------------------------------
+
+
+def turning(shift, rate):
+    """Two groups with opposite growth, both moved by `shift` sd over the observed time."""
+    mixture = LinearMixture(2, 1, growth="free")
+    with torch.no_grad():
+        mixture._m.copy_(torch.tensor([[-3.0], [3.0]]))
+        mixture._b.fill_(shift)
+        mixture._log_q.fill_(-12.0)
+        mixture._a.copy_(torch.tensor([rate / 2, -rate / 2]))
+        mixture._r.copy_(torch.tensor([-rate, rate]))
+    return GroupDynamics(mixture, [0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(("shift", "rate", "expected"), [(0.0, 6.0, True), (3.0, 6.0, False), (0.0, 0.5, False)])
+def test_static_groups_that_exchange_their_cells_are_said_to_take_turns(shift, rate, expected):
+    assert module._takes_turns(turning(shift, rate)) is expected
