@@ -288,7 +288,7 @@ def test_genes_without_counts_warn(cells, quick):
 def test_enough_times_warn_of_nothing(cells):
     thorough = Training(n_restarts=4, prior_steps=200, progress=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         # With labels every restart finds the same groups.
         dp.tl.fit_dynamic_vae(cells, time_key="time", use_rep="Z_true", labels_key="group", training=thorough)
     assert cells.uns["dynvae"]["status"] == "ok"

@@ -223,7 +223,7 @@ def test_extrapolated_cells_are_flagged_and_warned_of(fitted):
 
 def test_within_the_observed_range_there_is_no_warning(fitted):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         predicted = dp.tl.predict_cells(fitted, times=[0, 0.3, 1], n_cells=10)
     assert not predicted.obs["extrapolated"].any()
 

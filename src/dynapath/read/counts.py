@@ -196,12 +196,12 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
 def read_counts(adata: AnnData, layer: str | None = None) -> sparse.csr_matrix:
     """Raw counts as CSR float32, without a dense copy; backed and dask-backed matrices are read into memory sparse."""
     if layer is not None and layer not in adata.layers:
-        msg = f"layers has no {layer!r}; present: {_listed(adata.layers)}."
+        msg = f"layers has no {layer!r}; present: {_listed(_layers(adata))}."
         raise KeyError(msg)
     where = "X" if layer is None else f"layers[{layer!r}]"
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"{where} is empty; layers: {_listed(adata.layers)}. Say where the counts are with layer=."
+        msg = f"{where} is empty; layers: {_listed(_layers(adata))}. Say where the counts are with layer=."
         raise ValueError(msg)
     counts = _as_csr(matrix)
     values = counts.data
@@ -314,14 +314,14 @@ def _check_batches_overlap(
 
 def _where_counts_are(adata: AnnData, layer: str | None) -> str:
     """The first matrix whose first cells look like counts, as the argument that selects it."""
-    matrices = {None: adata.X, **adata.layers}
+    matrices = {None: adata.X, **{name: adata.layers[name] for name in _layers(adata)}}
     for name, matrix in matrices.items():
         if name == layer or matrix is None:
             continue
         values = _as_csr(matrix[:200]).data
         if ((values >= 0) & (values == np.round(values))).all():
             return "layer=None, which is X" if name is None else f"layer={name!r}"
-    return f"the raw counts (layers: {_listed(adata.layers)})"
+    return f"the raw counts (layers: {_listed(_layers(adata))})"
 
 
 def _as_csr(matrix: object) -> sparse.csr_matrix:
@@ -339,6 +339,11 @@ def _dask_to_csr(matrix: object) -> sparse.csr_matrix:
     whole = matrix.rechunk({1: -1})
     blocks = [sparse.csr_matrix(whole.blocks[i, 0].compute()) for i in range(whole.numblocks[0])]
     return sparse.vstack(blocks, format="csr")
+
+
+def _layers(adata: AnnData) -> list[str]:
+    """Names of the layers; newer versions of anndata list X among them, as None."""
+    return [name for name in adata.layers if name is not None]
 
 
 def _reads_as_number(value: object) -> bool:
