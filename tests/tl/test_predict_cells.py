@@ -291,3 +291,26 @@ def test_a_source_without_cells_raises(fitted, source):
 def test_a_source_that_is_unknown_raises(fitted):
     with pytest.raises(ValueError, match="source must be 'neighbours', 'prior'.*it is 'nearest'"):
         dp.tl.predict_cells(fitted, times=0.5, source="nearest")
+
+
+# --- drawing the cells ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_column_is_drawn_as_often_as_expected_up_to_one(seed):
+    rng = np.random.default_rng(seed)
+    weight = rng.gamma(0.3, size=(40, 3))
+    row, column = module._systematic(weight, 100, rng)
+    expected = 100 * weight.sum(0) / weight.sum()
+    assert (np.abs(np.bincount(column, minlength=3) - expected) < 1).all()
+    assert (weight[row, column] > 0).all()
+
+
+def test_entries_are_drawn_in_proportion_to_their_weight():
+    rng = np.random.default_rng(0)
+    weight = np.array([[1.0, 0.0], [2.0, 5.0]])
+    drawn = np.zeros((2, 2))
+    for _ in range(500):
+        np.add.at(drawn, module._systematic(weight, 4, rng), 1)
+    # 2,000 draws that are at most as variable as independent ones: 4 sd of a share of a half is .045.
+    np.testing.assert_allclose(drawn / drawn.sum(), weight / weight.sum(), atol=0.045)

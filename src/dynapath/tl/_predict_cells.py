@@ -67,9 +67,9 @@ def predict_cells(
 
     Notes
     -----
-    The group of a carried cell is drawn from its responsibilities and its weight follows the growth of that group (within
-    the observed range; beyond it proportions stay as at its end), its state from its posterior. Library size and batch are
-    its own.
+    The group of a carried cell is drawn from its responsibilities, its weight follows the growth of that group, and its
+    state is drawn from its posterior. Library size and batch are its own. Cells are drawn by systematic resampling, so
+    that groups and sources have their expected share.
 
     Raises
     ------
@@ -200,18 +200,28 @@ def _carried(
         weight = np.ones(len(rows)) if len(sides) == 1 else 1 / gap
     else:
         rows, weight = chosen, np.ones(len(chosen))
-    # A group's cells become more or fewer on the way, as its growth says; outside the observed range it is not trusted.
-    within = np.clip(time, *dynamics.observed_times[[0, -1]])
-    now, then = np.log(dynamics.proportions([within]))[:, 0], cells.times[rows]
+    # A group's cells become more or fewer on the way, as its growth says.
+    now, then = np.log(dynamics.proportions([time]))[:, 0], cells.times[rows]
     distinct, index = np.unique(then, return_inverse=True)
     grown = np.exp(now[:, None] - np.log(dynamics.proportions(distinct)))[:, index].T
-    joint = weight[:, None] * cells.responsibilities[rows] * grown
-    pick = rng.choice(joint.size, size=n_cells, p=(joint / joint.sum()).ravel())
-    member, group = np.divmod(pick, dynamics.n_groups)
+    member, group = _systematic(weight[:, None] * cells.responsibilities[rows] * grown, n_cells, rng)
     origin = rows[member]
     z = cells.z[origin] + cells.std[origin] * rng.standard_normal((n_cells, cells.z.shape[1]))
     moved = dynamics.push(z, group, cells.times[origin], np.full(n_cells, time))
     return _Draw(moved, group, origin)
+
+
+def _systematic(weight: NDArray[np.float64], n: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], ...]:
+    """Rows and columns of `n` entries, drawn in proportion to `weight` (row, column) by systematic resampling.
+
+    One random offset and equal steps through the columns one after another: the number of draws from a column, and from
+    neighbouring rows of it, is its expectation up to one, where independent draws would add their own noise.
+    """
+    ends = np.cumsum(weight.T.ravel())
+    position = (rng.random() + np.arange(n)) / n * ends[-1]
+    column, row = np.divmod(np.minimum(np.searchsorted(ends, position, side="right"), ends.size - 1), len(weight))
+    shuffled = rng.permutation(n)
+    return row[shuffled], column[shuffled]
 
 
 def _from_prior(
