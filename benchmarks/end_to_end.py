@@ -1,6 +1,6 @@
 """CPU seconds of a whole `dp.tl.fit_dynamic_vae` with its defaults: 1,300 cells x 1,000 genes, one thread.
 
-    python benchmarks/end_to_end.py
+python benchmarks/end_to_end.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def main() -> None:
         adata = dp.datasets.simulate_snapshots("branching", n_cells=87, n_genes=1000)
         start = time.process_time()
         dp.tl.fit_dynamic_vae(adata, time_key="time", n_groups=3, n_latent=n_latent)
-        print(f"{adata.n_obs} cells x {adata.n_vars} genes, n_latent={n_latent}: {time.process_time() - start:.0f} CPU s")
+        print(
+            f"{adata.n_obs} cells x {adata.n_vars} genes, n_latent={n_latent}: {time.process_time() - start:.0f} CPU s"
+        )
 
 
 if __name__ == "__main__":

@@ -62,9 +62,13 @@ def against_scvi(n_cells: int, n_genes: int, rounds: int) -> None:
         ours.train(training=quick, skip_static=True, callbacks=[a])
         theirs.train(1, train_size=1.0, enable_progress_bar=False, callbacks=[b])
         pairs.append((a.seconds[0], b.seconds[0]))
-        print(f"joint epoch {a.seconds[0]:6.1f} s   SCVI epoch {b.seconds[0]:6.1f} s   ratio {a.seconds[0] / b.seconds[0]:.2f}")
+        print(
+            f"joint epoch {a.seconds[0]:6.1f} s   SCVI epoch {b.seconds[0]:6.1f} s   ratio {a.seconds[0] / b.seconds[0]:.2f}"
+        )
     ratio = np.array([a / b for a, b in pairs])
-    print(f"{adata.n_obs} x {n_genes}, batch 128, n_latent 10, {rounds} rounds: median ratio {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]")
+    print(
+        f"{adata.n_obs} x {n_genes}, batch 128, n_latent 10, {rounds} rounds: median ratio {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+    )
 
 
 def one_size(path: str) -> None:
@@ -80,10 +84,15 @@ def one_size(path: str) -> None:
     DynamicVAE.setup_anndata(adata, "time")
     clock = EpochClock()
     model = DynamicVAE(adata, n_groups=3, n_latent=10)
-    model.train(training=Training(static_epochs=1, joint_epochs=2, n_restarts=2, prior_steps=20, progress=False), callbacks=[clock])
+    model.train(
+        training=Training(static_epochs=1, joint_epochs=2, n_restarts=2, prior_steps=20, progress=False),
+        callbacks=[clock],
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{adata.n_obs:6d} cells: joint epoch {min(clock.seconds[1:]):6.1f} CPU s, {1e6 * min(clock.seconds[1:]) / adata.n_obs:5.0f} us per cell; "
-          f"peak memory {peak:5.0f} MB, {peak - loaded:4.0f} MB above loading")
+    print(
+        f"{adata.n_obs:6d} cells: joint epoch {min(clock.seconds[1:]):6.1f} CPU s, {1e6 * min(clock.seconds[1:]) / adata.n_obs:5.0f} us per cell; "
+        f"peak memory {peak:5.0f} MB, {peak - loaded:4.0f} MB above loading"
+    )
 
 
 def main() -> None:

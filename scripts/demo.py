@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import scanpy as sc
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -44,6 +45,7 @@ def main() -> None:
     start = time.process_time()
     print("Simulating 3 groups that cross and turn, 5 snapshots of 450 cells, 200 genes ...")
     adata = dp.datasets.simulate_snapshots("crossing", random_state=0)
+    sc.pp.filter_genes(adata, min_counts=1)
     print("Fitting groups, dynamics and cell states together (dp.tl.fit_dynamic_vae) ...")
     dp.tl.fit_dynamic_vae(adata, time_key="time", n_groups=3)
     print("\nRecovered groups against the truth (the model saw counts and times only):\n")
@@ -54,7 +56,9 @@ def main() -> None:
     paths = dp.get.dynamics(adata).trajectories(truth["times"]).mean
     error = dp.metrics.trajectory_error(paths, np.swapaxes(truth["mean"], 0, 1), Z, Z_true)
     cosine = dp.metrics.velocity_cosine(adata.obsm["dynvae_velocity"], adata.obsm["velocity_true"], Z, Z_true)
-    print(f"\nTrajectories: error {error:.2f} sd of the true states; velocities: cosine {cosine:.2f} with the true ones.")
+    print(
+        f"\nTrajectories: error {error:.2f} sd of the true states; velocities: cosine {cosine:.2f} with the true ones."
+    )
 
     predicted = dp.tl.predict_cells(adata, times=0.6, n_cells=300)
     print(f"Predicted at the unobserved time 0.6: {predicted.n_obs} cells x {predicted.n_vars} genes, integer counts.")
