@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -25,6 +26,7 @@ from dynapath.dynamics.mixture import Growth
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
+from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, quiet
 from .options import Prior, Training
@@ -440,43 +442,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         ------
         ValueError : if the model cannot be taken over, naming why.
         """
+        check_can_be_taken_over(model)
         theirs = model.module
-        problems = []
-        if not getattr(model, "is_trained_", False):
-            problems.append("it is not trained")
-        if type(theirs).__name__ not in ("VAE", "DynamicVAEModule"):
-            problems.append(f"its module is {type(theirs).__name__}, not SCVI's")
-        elif not theirs.use_observed_lib_size:
-            problems.append("it encodes the library size (use_observed_lib_size=False)")
-        elif theirs.latent_distribution != "normal":
-            problems.append(f"its latent distribution is {theirs.latent_distribution!r}")
-        elif theirs.dispersion == "gene-cell" or theirs.gene_likelihood == "normal":
-            problems.append(
-                f"dispersion {theirs.dispersion!r} with likelihood {theirs.gene_likelihood!r} is not offered"
-            )
-        if problems:
-            msg = (
-                f"model= cannot be taken over: {'; '.join(problems)}. Train scvi.model.SCVI with observed library size."
-            )
-            raise ValueError(msg)
-        given = model.init_params_
-        settings = {**given["non_kwargs"], **{k: v for kw in given["kwargs"].values() for k, v in kw.items()}}
-        training = Training(
-            n_hidden=theirs.n_hidden,
-            n_layers=theirs.n_layers,
-            decoder="mlp" if type(theirs).__name__ == "VAE" else model.training.decoder,
-        )
-        if isinstance(model, DynamicVAE):
-            module_kwargs = settings.get("module_kwargs")
-        else:
-            known = {"n_hidden", "n_latent", "n_layers", "gene_likelihood", "registry", "adata", "latent_distribution"}
-            module_kwargs = {k: v for k, v in settings.items() if k not in known and v is not None}
-            odd = [name for name, value in module_kwargs.items() if not isinstance(value, bool | int | float | str)]
-            if odd:
-                msg = f"model= was built with {odd[0]}=..., which cannot be stored with the fit. Train it without."
-                raise ValueError(msg)
-            module_kwargs.setdefault("use_batch_norm", "both")
-            module_kwargs.setdefault("use_layer_norm", "none")
         ours = cls(
             adata,
             n_groups=n_groups,
@@ -484,26 +451,16 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             likelihood=theirs.gene_likelihood,
             growth=growth,
             prior=prior,
-            training=training,
-            module_kwargs=module_kwargs,
+            training=Training(
+                n_hidden=theirs.n_hidden,
+                n_layers=theirs.n_layers,
+                decoder=model.training.decoder if isinstance(model, DynamicVAE) else "mlp",
+            ),
+            module_kwargs=module_kwargs_of(model),
         )
-        problems = _registered_otherwise(model.registry_, ours.registry_)
-        if problems:
-            msg = (
-                f"model= does not fit these data: {'; '.join(problems)}. Train it on the same genes, in the same order, "
-                "with the same batch and size factor columns."
-            )
-            raise ValueError(msg)
-        wanted = {k: v for k, v in ours.module.state_dict().items() if not k.startswith("prior.")}
-        state = {k: v for k, v in theirs.state_dict().items() if k in wanted}
-        different = [k for k in wanted if k not in state or state[k].shape != wanted[k].shape]
-        if different:
-            msg = (
-                f"model= does not fit these data: {different[0]} differs in shape. Train it on the same genes, in the same "
-                "order, with the same batch column."
-            )
-            raise ValueError(msg)
-        ours.module.load_state_dict(state, strict=False)
+        check_same_data(model.registry_, ours.registry_)
+        wanted = {k for k in ours.module.state_dict() if not k.startswith("prior.")}
+        ours.module.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in wanted}, strict=False)
         # As scvi-tools leaves a trained module: encoding must not drop units out.
         ours.module.eval()
         ours.is_trained_ = True
@@ -548,6 +505,9 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
 def _epochs(n_cells: int, options: Training, max_epochs: int | None) -> tuple[int, int]:
     """Epochs of the static and the joint phase."""
     if max_epochs is not None:
+        if max_epochs < 1:
+            msg = f"max_epochs must be at least 1; it is {max_epochs}."
+            raise ValueError(msg)
         return max_epochs, max(1, round(0.8 * max_epochs))
     batches = max(1, -(-n_cells // options.batch_size))
     static = int(np.clip(round(1000 / batches), 20, 400))
@@ -555,32 +515,8 @@ def _epochs(n_cells: int, options: Training, max_epochs: int | None) -> tuple[in
     return options.static_epochs or static, options.joint_epochs or joint
 
 
-def _registered_otherwise(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In what another model's data differ from ours, as far as its weights would then mean something else."""
-
-    def remembered(registry: Mapping[str, Any], key: str, name: str) -> list[str]:
-        return [str(value) for value in registry["field_registries"][key]["state_registry"][name]]
-
-    problems = []
-    genes, our_genes = (remembered(registry, REGISTRY_KEYS.X_KEY, "column_names") for registry in (theirs, ours))
-    if len(genes) != len(our_genes):
-        problems.append(f"it was trained on {len(genes)} genes, not {len(our_genes)}")
-    elif genes != our_genes:
-        one, other = next((a, b) for a, b in zip(genes, our_genes, strict=True) if a != b)
-        problems.append(f"its genes differ, first {one!r} where there is {other!r} now")
-    batches, our_batches = (
-        remembered(registry, REGISTRY_KEYS.BATCH_KEY, "categorical_mapping") for registry in (theirs, ours)
-    )
-    if (len(batches) > 1 or len(our_batches) > 1) and batches != our_batches:
-        problems.append(f"its batches are {', '.join(batches)}, not {', '.join(our_batches)} in this order")
-    sized, ours_sized = (registry["setup_args"].get("size_factor_key") is not None for registry in (theirs, ours))
-    if sized != ours_sized:
-        problems.append(f"it was trained {'with' if sized else 'without'} a size factor")
-    return problems
-
-
 def _came_from_nan(error: Exception, module: torch.nn.Module) -> bool:
     if isinstance(error, FloatingPointError):
         return True
     finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
-    return not finite or "nan" in str(error).lower()
+    return not finite or re.search(r"\bnan\b", str(error), re.IGNORECASE) is not None
