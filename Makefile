@@ -27,14 +27,14 @@ demo: export OMP_NUM_THREADS := 1
 demo: $(READY) ## simulate, fit and plot; writes into demo/
 	$(PY) scripts/demo.py
 
-# Two workers with one thread each: more threads only compete on small data.
+# Two workers with one thread each: more threads only compete on small data. The few long tests are shared out at the end.
 test: export OMP_NUM_THREADS := 1
 test: $(READY) ## all tests, and the examples of the docstrings
-	$(PY) -m pytest -n 2 --doctest-modules src tests
+	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules src tests
 
 coverage: export OMP_NUM_THREADS := 1
 coverage: $(READY) ## the same with line coverage
-	$(PY) -m pytest -n 2 --doctest-modules --cov --cov-report=term src tests
+	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules --cov --cov-report=term src tests
 
 lint: $(READY) ## style (binding) and types (for information)
 	$(PY) -m ruff check .
