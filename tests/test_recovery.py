@@ -8,7 +8,7 @@ import dynapath as dp
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*genes have no counts at all.*"),
+    pytest.mark.filterwarnings("ignore:.*no counts at all.*"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts.*"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood.*"),
 ]

@@ -420,7 +420,7 @@ def test_genes_without_counts_warn_and_one_is_named(cells):
     X = cells.X.toarray()
     X[:, 4] = 0
     X[:, 5:] += 1
-    with pytest.warns(UserWarning, match=rf"genes have no counts at all \(such as '{cells.var_names[4]}'\)"):
+    with pytest.warns(UserWarning, match=rf"no counts at all \(such as '{cells.var_names[4]}'\)"):
         read.warn_about_genes(with_zeros(sparse.csr_matrix(X)), cells.var_names)
 
 

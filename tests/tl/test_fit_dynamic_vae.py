@@ -281,7 +281,7 @@ def test_genes_without_counts_warn(cells, quick):
     X = cells.X.toarray()
     X[:, 2] = 0
     cells.X = sparse.csr_matrix(X)
-    message = warned("1 genes have no counts", lambda: dp.tl.fit_dynamic_vae(cells, time_key="time", training=quick))
+    message = warned("One gene has no counts", lambda: dp.tl.fit_dynamic_vae(cells, time_key="time", training=quick))
     assert cells.var_names[2] in message
 
 

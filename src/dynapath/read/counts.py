@@ -253,34 +253,40 @@ def check_groups_fit(times: NDArray[np.float64], n_groups: int) -> None:
         raise ValueError(msg)
 
 
-def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> None:
-    """Say what the number of snapshots cannot identify."""
+def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> list[str]:
+    """Say what the number of snapshots cannot identify, as a warning, and return it."""
     if n_times == 2:
-        warnings.warn(
+        said = [
             "There are exactly two times: which group of the first became which of the second is not identifiable; the "
-            "fit links them by the path of least motion. Read the groups within a time, not the links between them.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+            "fit links them by the path of least motion. Read the groups within a time, not the links between them."
+        ]
     elif n_times < n_latent + 2:
-        warnings.warn(
+        said = [
             f"{n_times} times are fewer than n_latent + 2 = {n_latent + 2}: rates are not identified by the data alone and "
-            "lean on the ridge prior. Trajectories between the times can still be read; rates and extrapolations less so.",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
+            "lean on the ridge prior. Trajectories between the times can still be read; rates and extrapolations less so."
+        ]
+    else:
+        said = []
+    return _warned(said, stacklevel)
 
 
-def warn_about_genes(counts: sparse.csr_matrix, genes: pd.Index, *, stacklevel: int = 3) -> None:
-    """Warn of genes without a single count."""
+def warn_about_genes(counts: sparse.csr_matrix, genes: pd.Index, *, stacklevel: int = 3) -> list[str]:
+    """Warn of genes without a single count, and return what was said."""
     silent = np.flatnonzero(np.bincount(counts.indices[counts.data != 0], minlength=counts.shape[1]) == 0)
+    said = []
     if len(silent):
-        warnings.warn(
-            f"{len(silent)} genes have no counts at all (such as {genes[silent[0]]!r}); nothing is learned about them. "
-            "Drop them: sc.pp.filter_genes(adata, min_counts=1).",
-            UserWarning,
-            stacklevel=stacklevel,
+        which = f"{len(silent)} genes have" if len(silent) > 1 else "One gene has"
+        said.append(
+            f"{which} no counts at all (such as {genes[silent[0]]!r}); nothing is learned about "
+            f"{'them' if len(silent) > 1 else 'it'}. Drop such genes: sc.pp.filter_genes(adata, min_counts=1)."
         )
+    return _warned(said, stacklevel)
+
+
+def _warned(said: list[str], stacklevel: int) -> list[str]:
+    for message in said:
+        warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
+    return said
 
 
 def _column(adata: AnnData, key: str, argument: str) -> pd.Series:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Restarts this close to the best one (nats per cell) are explanations of equal standing.
 _AS_GOOD = 0.02
+# And one this far ahead of the next has not been confirmed by any other.
+_ALONE = 0.05
 _SAME_GROUPS = 0.8
 _SMALL_GROUP = 0.02
 
@@ -182,8 +184,8 @@ def _fit_on_counts(
     )
     read.check_groups_fit(snapshots.times, options["n_groups"])
     n_latent = options["n_latent"] if model is None else model.module.n_latent
-    read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
-    read.warn_about_genes(snapshots.counts, snapshots.genes, stacklevel=4)
+    noted = read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
+    noted += read.warn_about_genes(snapshots.counts, snapshots.genes, stacklevel=4)
 
     from dynapath.models.dynamic_vae import DynamicVAE
 
@@ -221,7 +223,7 @@ def _fit_on_counts(
             "history": vae.history_table(),
             "restarts": vae.restarts_,
             "status": status,
-            "messages": said,
+            "messages": noted + said,
         },
     )
 
@@ -241,7 +243,7 @@ def _fit_on_representation(
     labels = read.read_labels(adata, options["labels_key"])
     read.check_groups_fit(times, options["n_groups"])
     known = None if labels is None else read.known_groups(labels, options["n_groups"])
-    read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
+    noted = read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
 
     from dynapath.dynamics.fit_representation import fit_representation
 
@@ -278,7 +280,7 @@ def _fit_on_representation(
             "history": pd.DataFrame({"phase": "mixture", "loss": fit.loss}),
             "restarts": restarts,
             "status": status,
-            "messages": said,
+            "messages": noted + said,
         },
     )
 
@@ -307,11 +309,11 @@ def _judge(
             f"best with other groups (adjusted Rand index down to {agreement[rivals].min():.2f}): the data allow more than "
             "one explanation. Fewer groups, more times or known labels decide between them."
         )
-    elif responsibilities.shape[1] > 1 and len(reached) > 1 and close.sum() == 1:
+    elif responsibilities.shape[1] > 1 and len(reached) > 1 and (gap := np.diff(np.sort(reached)[-2:])[0]) > _ALONE:
         status = "best_restart_alone"
         said.append(
-            f"Only one of {len(reached)} restarts reached the best likelihood; a better one may exist. Raise "
-            "Training(n_restarts=...) and see whether the groups stay."
+            f"Only one of {len(reached)} restarts reached the best likelihood (the next is {gap:.2f} nats per cell below); a "
+            "better one may exist. Raise Training(n_restarts=...) and see whether the groups stay."
         )
     mass = responsibilities.mean(0)
     small = np.flatnonzero(mass < _SMALL_GROUP)
