@@ -222,17 +222,19 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         finally:
             progress.close()
 
-    def _start_from_genes(self) -> None:
-        """Means and dispersions of the genes, for the decoder to start from: one pass over the counts."""
+    def _start_from_genes(self, chunk: int = 1024) -> None:
+        """Means and dispersions of the genes, for the decoder to start from: one pass over the counts, in chunks."""
         counts = csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         size = self.library_sizes()
         n_cells, n_genes = counts.shape
         # A tenth of a count keeps silent genes finite.
         proportion = np.maximum(np.asarray(counts.sum(0)).ravel(), 0.1) / size.sum()
-        rows = np.repeat(np.arange(n_cells), np.diff(counts.indptr))
-        scaled = counts.data / (size[rows] / size.mean())
-        square = np.bincount(counts.indices, scaled**2, minlength=n_genes) / n_cells
         mean = proportion * size.mean()
+        square = np.zeros(n_genes)
+        for start in range(0, n_cells, chunk):
+            part = counts[start : start + chunk]
+            scale = np.repeat(size[start : start + chunk] / size.mean(), np.diff(part.indptr))
+            square += np.bincount(part.indices, (part.data / scale) ** 2, minlength=n_genes) / n_cells
         dispersion = np.clip((square - mean**2 - mean) / mean**2, 0.05, 20.0)
         self.module.start_from_genes(
             torch.as_tensor(proportion, dtype=torch.float32), torch.as_tensor(dispersion, dtype=torch.float32)
@@ -320,7 +322,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         """Group of each cell as far as labels give it, -1 elsewhere."""
         if self.module.label_to_group is None:
             return None
-        codes = torch.as_tensor(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel())
+        codes = torch.tensor(np.array(self.adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY)).ravel())
         return self.module.label_to_group.cpu()[codes.long()]
 
     def _fit_prior(self, options: Training) -> None:
