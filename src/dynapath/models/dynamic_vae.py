@@ -20,7 +20,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
-from dynapath.dynamics.fit_mixture import MixtureFit, fit_mixture, refit_proportions
+from dynapath.dynamics.fit_mixture import fit_mixture, refit_proportions
 from dynapath.dynamics.group_dynamics import GroupDynamics
 from dynapath.dynamics.mixture import Growth
 from dynapath.models._random import concrete_seed, isolated_seed
@@ -340,9 +340,6 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             random_state=int(torch.randint(2**31, ())),
         )
         self.module.prior.load_state_dict(fit.mixture.state_dict())
-        self._keep_restarts(fit)
-
-    def _keep_restarts(self, fit: MixtureFit) -> None:
         self.restarts_ = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
 
     @torch.no_grad()
