@@ -1,0 +1,3 @@
+"""Estimation from small, longitudinal data: panels of daily reports."""
+
+__all__: list[str] = []
