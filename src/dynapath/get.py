@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from .write import KINDS
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from .dynamics import GroupDynamics
     from .models import DynamicVAE
 
-__all__ = ["dynamics", "history", "model", "restarts", "trajectories"]
+__all__ = ["dynamics", "history", "model", "observed_genes", "observed_proportions", "restarts", "trajectories"]
 
 
 def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | GroupDynamics:
@@ -131,6 +131,124 @@ def trajectories(
             "extrapolated": grid[time] > observed[-1],
         }
     )
+
+
+def observed_proportions(adata: AnnData, key: str = "dynvae", *, level: float = 0.9) -> pd.DataFrame:
+    """Shares of the groups among the cells of each snapshot, to be held against the fitted proportions.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    One row per group and snapshot: `group`, `time`, `proportion` (mean probability of the group over the cells),
+    `lower`, `upper` (Wilson's interval for as many independent cells: of sampling cells, not donors or libraries), and
+    `n_cells` of the snapshot.
+    """
+    from ._sampling_error import share_interval
+
+    tables = []
+    for time, _, weights in _snapshot_weights(adata, key):
+        share = weights.mean(0)
+        lower, upper = share_interval(share, len(weights), level)
+        columns = {"time": time, "proportion": share, "lower": lower, "upper": upper, "n_cells": len(weights)}
+        tables.append(pd.DataFrame({"group": _group_names(len(share)), **columns}))
+    return pd.concat(tables).sort_values(["group", "time"], ignore_index=True)
+
+
+def observed_genes(
+    adata: AnnData, genes: str | Sequence[str], key: str = "dynvae", *, level: float = 0.9
+) -> pd.DataFrame:
+    """Mean measured counts of the groups at each snapshot, to be held against the decoded ones.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`, and the counts it was fitted to.
+    genes
+        Names in `var_names`.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    One row per group, gene and snapshot: `group`, `gene`, `time`, `mean` (counts per 1e4 of the cell, or per 1e4 size
+    factors, weighted by the probability of the group), `lower`, `upper` (of sampling cells, Student's t; not below zero),
+    and `n_cells`, the sum of the weights. The mean is NaN below one cell, the bounds below two.
+
+    Raises
+    ------
+    KeyError : for unknown genes, with names like theirs.
+    ValueError : for a fit with `use_rep`, which has no counts.
+    """
+    from ._sampling_error import weighted_mean
+    from .read.counts import read_counts
+
+    names = gene_names(adata, genes)
+    fit = _fit(adata, key)
+    params = fit["params"]
+    if fit["kind"] != "dynamic_vae":
+        msg = f"The fit {key!r} was made with use_rep={params['use_rep']!r} and knows no counts. Fit without use_rep."
+        raise ValueError(msg)
+    _check_genes(adata, _strings(params["genes"]), key)
+    counts = read_counts(adata, params.get("layer"))
+    by = params.get("size_factor_key")
+    library = np.asarray(counts.sum(1) if by is None else adata.obs[by], dtype=float).reshape(-1, 1)
+    values = 1e4 * counts[:, adata.var_names.get_indexer(names)].toarray() / library
+    tables = []
+    for time, cells, weights in _snapshot_weights(adata, key):
+        mean, lower, upper = weighted_mean(values[cells], weights, level)
+        K, G = mean.shape
+        columns = {"mean": mean, "lower": np.maximum(lower, 0), "upper": upper, "n_cells": weights.sum(0)[:, None]}
+        table = pd.DataFrame({name: np.broadcast_to(column, (K, G)).ravel() for name, column in columns.items()})
+        table.insert(0, "group", _group_names(K).repeat(G))
+        table.insert(1, "gene", pd.Categorical(names * K, categories=names))
+        table.insert(2, "time", time)
+        tables.append(table)
+    return pd.concat(tables).sort_values(["group", "gene", "time"], ignore_index=True)
+
+
+def gene_names(adata: AnnData, genes: str | Sequence[str]) -> list[str]:
+    """`genes` as a list without repeats, all of them in `var_names`."""
+    asked = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    if not asked:
+        msg = "genes is empty. Name at least one of var_names."
+        raise ValueError(msg)
+    unknown = [gene for gene in asked if gene not in adata.var_names]
+    if unknown:
+        from difflib import get_close_matches
+
+        # Names often differ in case alone.
+        known = {str(name).lower(): str(name) for name in adata.var_names}
+        close = [known[name] for name in get_close_matches(str(unknown[0]).lower(), list(known), n=3)]
+        hint = f"close to it: {', '.join(map(repr, close))}" if close else "no name is close to it"
+        more = f" ({len(unknown)} of {len(asked)} genes are unknown)" if len(unknown) > 1 else ""
+        msg = f"var_names has no {unknown[0]!r}; {hint}{more}."
+        raise KeyError(msg)
+    return asked
+
+
+def _snapshot_weights(adata: AnnData, key: str) -> Iterator[tuple[float, NDArray[np.intp], NDArray[np.float64]]]:
+    """Each snapshot: its time, the rows of its cells, and their probabilities of the groups (cell, group)."""
+    from .read.counts import read_times
+
+    slots = cell_slots(adata, key)
+    times = read_times(adata, _fit(adata, key)["params"]["time_key"], at_least=1)
+    weights = np.asarray(adata.obsm[slots.groups], dtype=float)
+    # They were stored in single precision.
+    weights = weights / weights.sum(1, keepdims=True)
+    for time in np.unique(times):
+        cells = np.flatnonzero(times == time)
+        yield float(time), cells, weights[cells]
+
+
+def _group_names(n_groups: int) -> pd.Categorical:
+    names = [str(k) for k in range(n_groups)]
+    return pd.Categorical(names, categories=names)
 
 
 def history(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
