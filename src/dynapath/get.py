@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from .dynamics import GroupDynamics
-    from .models import DynamicVAE
+    from .models import DynamicVAE, Ensemble
 
-__all__ = ["dynamics", "history", "model", "observed_genes", "observed_proportions", "restarts", "trajectories"]
+__all__ = [
+    "dynamics",
+    "history",
+    "long",
+    "members",
+    "model",
+    "observed_genes",
+    "observed_proportions",
+    "restarts",
+    "trajectories",
+]
 
 
-def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | GroupDynamics:
+def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | Ensemble | GroupDynamics:
     """The fitted model, built again from the arrays in `uns[key]`.
 
     Parameters
@@ -34,8 +44,8 @@ def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | GroupDynamics:
 
     Returns
     -------
-    A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with `use_rep`, its
-    :class:`dynapath.dynamics.GroupDynamics`.
+    A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with several members a
+    :class:`dynapath.models.Ensemble` of them; for a fit with `use_rep` its :class:`dynapath.dynamics.GroupDynamics`.
 
     Raises
     ------
@@ -45,10 +55,28 @@ def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | GroupDynamics:
     fit = _fit(adata, key)
     if fit["kind"] == "group_dynamics":
         return dynamics(adata, key)
+    states = [fit["state"], *fit["state"].get("members", {}).values()]
+    rebuilt = _untrained(adata, key, fit["params"], copies=len(states))
+    for one, state in zip(rebuilt, states, strict=True):
+        one.load_arrays(state)
+    if len(rebuilt) == 1:
+        return rebuilt[0]
+    from .metrics import AffineMap
+    from .models import Ensemble
+
+    d = rebuilt[0].module.n_latent
+    maps = [AffineMap(np.eye(d), np.zeros(d))]
+    for state in states[1:]:
+        stored = state["to_reference"]
+        maps.append(AffineMap(np.asarray(stored["matrix"], float), np.asarray(stored["offset"], float)))
+    return Ensemble(tuple(rebuilt), tuple(maps))
+
+
+def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int) -> list[DynamicVAE]:
+    """Models as the fit built them, on the counts of these cells, which are read once."""
     from .models import DynamicVAE, Prior, Training
     from .read.counts import Remembered, read_snapshots
 
-    params = fit["params"]
     _check_genes(adata, _strings(params["genes"]), key)
     snapshots = read_snapshots(
         adata,
@@ -59,18 +87,19 @@ def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | GroupDynamics:
     # Registering samples the counts and fresh networks draw weights: not from the session's random state.
     with isolated_seed(0):
         DynamicVAE.setup_anndata(data, **columns, observed_times=np.asarray(params["observed_times"]).tolist())
-        rebuilt = DynamicVAE(
-            data,
-            n_groups=int(params["n_groups"]),
-            n_latent=int(params["n_latent"]),
-            likelihood=str(params["likelihood"]),
-            growth=str(params["growth"]),
-            prior=Prior(**_plain(params["prior"])),
-            training=Training(**_plain(params["network"])),
-            module_kwargs=_plain(params.get("module_kwargs", {})),
-        )
-    rebuilt.load_arrays(fit["state"])
-    return rebuilt
+        return [
+            DynamicVAE(
+                data,
+                n_groups=int(params["n_groups"]),
+                n_latent=int(params["n_latent"]),
+                likelihood=str(params["likelihood"]),
+                growth=str(params["growth"]),
+                prior=Prior(**_plain(params["prior"])),
+                training=Training(**_plain(params["network"])),
+                module_kwargs=_plain(params.get("module_kwargs", {})),
+            )
+            for _ in range(copies)
+        ]
 
 
 def dynamics(adata: AnnData, key: str = "dynvae") -> GroupDynamics:
@@ -251,8 +280,52 @@ def _group_names(n_groups: int) -> pd.Categorical:
     return pd.Categorical(names, categories=names)
 
 
+def long(adata: AnnData, *, layers: Sequence[str] | None = None) -> pd.DataFrame:
+    """A panel as a long table, the way back from :func:`dynapath.pp.panel_from_long`.
+
+    Parameters
+    ----------
+    adata
+        Units in rows, days in columns.
+    layers
+        Layers to add as columns, by default all: covariates, and what a fit wrote.
+
+    Returns
+    -------
+    One row per unit and day, unit by unit: the unit, the day, the value in `X` (NaN = not reported), then the layers. The
+    first three columns are named as in the table that the panel was made of, else `unit`, `date` and `value`. Days are
+    timestamps where they read as dates.
+
+    Raises
+    ------
+    KeyError : for a layer that does not exist.
+    """
+    present = [name for name in adata.layers if name is not None]
+    chosen = present if layers is None else list(layers)
+    for name in chosen:
+        if name not in present:
+            msg = f"layers has no {name!r}; present: {', '.join(sorted(present)) or 'none'}."
+            raise KeyError(msg)
+    names = {"unit": "unit", "time": "date", "value": "value"} | dict(adata.uns.get("panel", {}))
+    days = pd.Series(adata.var["date"] if "date" in adata.var else adata.var_names).reset_index(drop=True)
+    try:
+        days = pd.to_datetime(days.astype(str))
+    except ValueError:
+        pass  # the user's own names of the days
+    dense = lambda matrix: np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix).ravel()
+    table = {
+        str(names["unit"]): np.repeat(adata.obs_names.to_numpy(), adata.n_vars),
+        str(names["time"]): np.tile(days.to_numpy(), adata.n_obs),
+        str(names["value"]): dense(adata.X),
+    }
+    return pd.DataFrame(table | {name: dense(adata.layers[name]) for name in chosen})
+
+
 def history(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
-    """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. For `use_rep`, one row per step."""
+    """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. For `use_rep`, one row per step.
+
+    With several members, their tables one after another and a column `member`.
+    """
     return pd.DataFrame(_fit(adata, key)["history"]).copy()
 
 
@@ -263,6 +336,22 @@ def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """
     table = pd.DataFrame({name: np.asarray(values) for name, values in _fit(adata, key)["restarts"].items()})
     return table.sort_values("log_likelihood", ascending=False, ignore_index=True)
+
+
+def members(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """One row per member of an ensemble.
+
+    Columns: `member`, final `elbo` (nats per cell; lower is better), and `agreement` of its groups with those of the first
+    (adjusted Rand index). A fit with one member has one row.
+    """
+    fit = _fit(adata, key)
+    table = fit.get("members")
+    if table is None:
+        last = history(adata, key).iloc[-1]
+        table = {"elbo": [last.get("elbo", np.nan)], "agreement": [1.0]}
+    return (
+        pd.DataFrame({name: np.asarray(values) for name, values in table.items()}).rename_axis("member").reset_index()
+    )
 
 
 def _fit(adata: AnnData, key: str) -> Mapping[str, Any]:

@@ -153,13 +153,8 @@ def test_between_times_cells_are_where_the_truth_is():
 
 def test_both_neighbours_give_cells_by_closeness(on_truth):
     n = 4000
-    cells = module._Source(
-        z=on_truth.obsm["X_dynvae"].astype(float),
-        std=np.zeros((300, 2)),
-        responsibilities=on_truth.obsm["dynvae_groups"].astype(float),
-        times=on_truth.obs["time"].to_numpy(),
-    )
-    draw = module._carried(dp.get.dynamics(on_truth), cells, None, 0.6, n, np.random.default_rng(0))
+    (cells,) = module._read_members(on_truth, "dynvae", on_truth.obs["time"].to_numpy())
+    draw = module._carried(cells, None, 0.6, n, np.random.default_rng(0))
     came_from = pd.Series(cells.times[draw.origin]).value_counts(normalize=True)
     # As many cells on both sides: .1 away and .4 away, so 4 to 1, up to what growth makes of it.
     assert set(came_from.index) == {0.5, 1.0}

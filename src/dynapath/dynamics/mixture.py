@@ -9,6 +9,7 @@ marginals: nothing here pairs cells of different times.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -254,10 +255,16 @@ class LinearMixture(nn.Module):
         """Name the groups of a single mixture reproducibly: by falling proportion at time 0, then by where they start."""
         share = self.log_proportions(torch.zeros(1))[:, 0].exp().round(decimals=2)
         keys = torch.cat([-share[:, None], self.initial_mean.double()], dim=1).tolist()
-        order = torch.tensor(sorted(range(self.n_groups), key=keys.__getitem__))
+        self.reorder(sorted(range(self.n_groups), key=keys.__getitem__))
+
+    @torch.no_grad()
+    def reorder(self, order: Sequence[int]) -> None:
+        """Name the groups of a single mixture anew: group k becomes what group `order[k]` was."""
+        chosen = torch.as_tensor(order)
         for parameter in self.parameters():
+            # What the groups share has one row and stays.
             if parameter.shape[0] == self.n_groups:
-                parameter.copy_(parameter[order].clone())
+                parameter.copy_(parameter[chosen].clone())
 
     def like(self, *, n_copies: int | None) -> LinearMixture:
         """An untrained mixture with the same structure."""

@@ -8,8 +8,9 @@ from .options import Prior, Training
 
 if TYPE_CHECKING:
     from .dynamic_vae import DynamicVAE
+    from .ensemble import Ensemble
 
-__all__ = ["DynamicVAE", "Prior", "Training"]
+__all__ = ["DynamicVAE", "Ensemble", "Prior", "Training"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from .dynamic_vae import DynamicVAE
 
         return DynamicVAE
+    if name == "Ensemble":
+        from .ensemble import Ensemble
+
+        return Ensemble
     msg = f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
     raise AttributeError(msg)
 

@@ -62,6 +62,8 @@ class Training:
         `"skip"`: logits = W z + a small network, which extrapolates; `"mlp"`: as in SCVI.
     gradient_clip
         Norm at which gradients are cut in the joint phase.
+    n_jobs
+        Members of an ensemble trained at a time, in processes of their own; each counts the threads it uses itself.
     progress
         Show a progress bar with the name of the phase.
     """
@@ -78,6 +80,7 @@ class Training:
     dropout_rate: float = 0.1
     decoder: Literal["skip", "mlp"] = "skip"
     gradient_clip: float = 10.0
+    n_jobs: int = 1
     progress: bool = True
 
     def __post_init__(self) -> None:

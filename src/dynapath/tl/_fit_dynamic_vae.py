@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import adjusted_rand_score
+from tqdm import tqdm
 
 from dynapath import write
+from dynapath.metrics import AffineMap, affine_alignment
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior, Training
 from dynapath.read import counts as read
@@ -44,6 +48,7 @@ def fit_dynamic_vae(
     model: Any | None = None,
     likelihood: Literal["nb", "zinb", "poisson"] = "nb",
     growth: Growth = "shrunk",
+    n_members: int = 1,
     prior: Prior | None = None,
     training: Training | None = None,
     max_epochs: int | None = None,
@@ -85,6 +90,10 @@ def fit_dynamic_vae(
     growth
         Whether log proportions of groups change linearly in time: `"shrunk"` (penalised during the fit, then estimated
         without penalty), `"free"`, `"off"`.
+    n_members
+        Number of models that differ only in their seed, one after another or several at a time
+        (`Training(n_jobs=...)`). :func:`dynapath.tl.predict_cells` pools them, which extrapolates better than one, and
+        their spread enters every band. The first is the fit without an ensemble.
     prior, training
         Rarer options, see :class:`dynapath.models.Prior` and :class:`dynapath.models.Training`.
     max_epochs
@@ -120,6 +129,10 @@ def fit_dynamic_vae(
     Fitted in three phases: a static VAE; the mixture of dynamics on its latent space by annealed restarts; both together.
     Latent spaces are identified up to a smooth map: compare fits in gene space.
 
+    With several members, states and their standard deviations are those of the first; responsibilities and velocities are
+    means over the members, their groups matched by the cells they share and their velocities mapped by the affine map
+    that leaves the least squared error between the states of the same cells.
+
     Examples
     --------
     >>> import dynapath as dp
@@ -138,6 +151,12 @@ def fit_dynamic_vae(
     if not isinstance(n_latent, Integral) or n_latent < 1:
         msg = f"n_latent must be a positive whole number; it is {n_latent!r}."
         raise ValueError(msg)
+    if not isinstance(n_members, Integral) or n_members < 1:
+        msg = f"n_members must be a positive whole number; it is {n_members!r}."
+        raise ValueError(msg)
+    if use_rep is not None and n_members > 1:
+        msg = f"n_members={n_members} needs networks that can differ; with use_rep there are none. Leave it at 1."
+        raise ValueError(msg)
     write.check_key_is_free(adata, key_added)
     seed = concrete_seed(random_state)
     fit = _fit_on_representation if use_rep is not None else _fit_on_counts
@@ -154,6 +173,7 @@ def fit_dynamic_vae(
         "use_rep": use_rep,
         "likelihood": likelihood,
         "growth": growth,
+        "n_members": int(n_members),
         "random_state": seed,
     }
     fit(
@@ -187,45 +207,166 @@ def _fit_on_counts(
     noted = read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
     noted += read.warn_about_genes(snapshots.counts, snapshots.genes, stacklevel=4)
 
+    trained = _train_members(snapshots, options, model, prior, training, max_epochs, train_kwargs)
+    reference = trained[0]
+    responsibilities = np.mean([member.responsibilities for member in trained], axis=0)
+    status, said = _judge(reference.restarts, responsibilities, reference.history, reference.dynamics)
+    if len(trained) > 1:
+        status, said = _judge_members(trained, status, said)
+    write.write_group_dynamics(
+        adata,
+        key,
+        latent=reference.mean,
+        std=reference.std,
+        velocity=np.mean([member.to_reference.velocities(member.velocity) for member in trained], axis=0),
+        responsibilities=responsibilities,
+        fit={
+            "kind": "dynamic_vae",
+            "params": {**options, **reference.settings, "n_latent": n_latent, "genes": list(snapshots.genes)},
+            "state": {
+                **reference.state,
+                "members": {str(m): member.state for m, member in enumerate(trained) if m} or None,
+            },
+            "history": pd.concat(
+                [
+                    member.history.assign(**({"member": m} if len(trained) > 1 else {}))
+                    for m, member in enumerate(trained)
+                ],
+                ignore_index=True,
+            ),
+            "restarts": reference.restarts,
+            "members": _member_table(trained) if len(trained) > 1 else None,
+            "status": status,
+            "messages": noted + said,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One trained model, as arrays: it may come from another process."""
+
+    state: dict[str, Any]
+    settings: dict[str, Any]
+    history: pd.DataFrame
+    restarts: dict[str, NDArray[np.float64]]
+    mean: NDArray[np.float32]  # (cell, latent), as are the next two
+    std: NDArray[np.float32]
+    velocity: NDArray[np.float64]
+    responsibilities: NDArray[np.float64]  # (cell, group)
+    dynamics: GroupDynamics
+    to_reference: AffineMap
+
+
+def _train_members(
+    snapshots: read.Snapshots,
+    options: dict[str, Any],
+    model: Any | None,
+    prior: Prior,
+    training: Training,
+    max_epochs: int | None,
+    train_kwargs: dict[str, Any],
+) -> list[_Member]:
+    """The reference, then the others, each aligned with it."""
+    from joblib import Parallel, delayed
+
+    from dynapath.models.ensemble import member_seed
+
+    n_members, n_jobs = options["n_members"], training.n_jobs
+    first = _train_one(snapshots, options, model, prior, training, max_epochs, train_kwargs, options["random_state"])
+    if n_members == 1:
+        return [first]
+    # The others need no progress bars of their own.
+    others = tqdm(
+        range(1, n_members), desc="members", disable=not training.progress, leave=False, initial=1, total=n_members
+    )
+    silent = replace(training, progress=training.progress and n_jobs == 1)
+    given = (snapshots, options, model, prior, silent, max_epochs, train_kwargs)
+    trained = Parallel(n_jobs=n_jobs)(
+        delayed(_train_one)(*given, member_seed(options["random_state"], m)) for m in others
+    )
+    return [first, *(_aligned(member, first, relabel=options["labels_key"] is None) for member in trained)]
+
+
+def _train_one(
+    snapshots: read.Snapshots,
+    options: dict[str, Any],
+    model: Any | None,
+    prior: Prior,
+    training: Training,
+    max_epochs: int | None,
+    train_kwargs: dict[str, Any],
+    seed: int,
+) -> _Member:
     from dynapath.models.dynamic_vae import DynamicVAE
 
     data, columns = snapshots.to_anndata()
     structure = {"n_groups": options["n_groups"], "growth": options["growth"], "prior": prior}
     # Registering, building and encoding draw random numbers too, not only training.
-    with isolated_seed(options["random_state"]):
+    with isolated_seed(seed):
         DynamicVAE.setup_anndata(data, **columns)
         if model is None:
-            vae = DynamicVAE(data, n_latent=n_latent, likelihood=options["likelihood"], training=training, **structure)
+            likelihood = options["likelihood"]
+            vae = DynamicVAE(data, n_latent=options["n_latent"], likelihood=likelihood, training=training, **structure)
         else:
             vae = DynamicVAE.from_scvi(model, data, **structure)
-        vae.train(
-            max_epochs,
-            training=training,
-            skip_static=model is not None,
-            random_state=options["random_state"],
-            **train_kwargs,
-        )
+        vae.train(max_epochs, training=training, skip_static=model is not None, random_state=seed, **train_kwargs)
         mean, variance = vae.get_latent_representation(return_dist=True)
     dynamics = vae.dynamics
     responsibilities = dynamics.responsibilities(mean, snapshots.times)
-    status, said = _judge(vae.restarts_, responsibilities, vae.history_table(), dynamics)
-    write.write_group_dynamics(
-        adata,
-        key,
-        latent=mean,
+    return _Member(
+        state=vae.to_arrays(),
+        settings=vae.settings(),
+        history=vae.history_table(),
+        restarts=vae.restarts_,
+        mean=mean,
         std=np.sqrt(variance),
         velocity=dynamics.velocity(mean, responsibilities),
         responsibilities=responsibilities,
-        fit={
-            "kind": "dynamic_vae",
-            "params": {**options, **vae.settings(), "n_latent": n_latent, "genes": list(snapshots.genes)},
-            "state": vae.to_arrays(),
-            "history": vae.history_table(),
-            "restarts": vae.restarts_,
-            "status": status,
-            "messages": noted + said,
-        },
+        dynamics=dynamics,
+        to_reference=AffineMap(np.eye(mean.shape[1]), np.zeros(mean.shape[1])),
     )
+
+
+def _aligned(member: _Member, reference: _Member, *, relabel: bool) -> _Member:
+    """With the group names of the reference, and the map into its latent space."""
+    from dynapath.models.ensemble import matching_order
+
+    to_reference = affine_alignment(member.mean, reference.mean)
+    dynamics, responsibilities = member.dynamics, member.responsibilities
+    # Labels have named the groups already.
+    if relabel:
+        order = matching_order(reference.responsibilities, responsibilities)
+        dynamics.mixture.reorder(order.tolist())
+        responsibilities = responsibilities[:, order]
+    state = {
+        **member.state,
+        "dynamics": dynamics.to_arrays(),
+        "to_reference": {"matrix": to_reference.matrix, "offset": to_reference.offset},
+    }
+    return replace(member, state=state, dynamics=dynamics, responsibilities=responsibilities, to_reference=to_reference)
+
+
+def _member_table(trained: list[_Member]) -> dict[str, NDArray[np.float64]]:
+    """Final ELBO of each member, and the agreement of its groups with those of the reference."""
+    groups = [member.responsibilities.argmax(1) for member in trained]
+    return {
+        "elbo": np.array([member.history["elbo"].iloc[-1] for member in trained]),
+        "agreement": np.array([adjusted_rand_score(groups[0], other) for other in groups]),
+    }
+
+
+def _judge_members(trained: list[_Member], status: str, said: list[str]) -> tuple[str, list[str]]:
+    agreement = _member_table(trained)["agreement"][1:]
+    apart = agreement < _SAME_GROUPS
+    if not apart.any():
+        return status, said
+    message = (
+        f"{int(apart.sum())} of {len(apart)} further members found other groups than the first (adjusted Rand index down to "
+        f"{agreement.min():.2f}): the data allow more than one explanation. dp.get.members shows the agreement."
+    )
+    warnings.warn(message, UserWarning, stacklevel=4)
+    return ("members_disagree" if status == "ok" else status), [*said, message]
 
 
 def _fit_on_representation(

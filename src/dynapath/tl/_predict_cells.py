@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.sparse import vstack
 
 from dynapath import get
-from dynapath.models._random import concrete_seed
+from dynapath.metrics import AffineMap
+from dynapath.models._random import concrete_seed, isolated_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from dynapath.dynamics import GroupDynamics
+    from dynapath.models import DynamicVAE
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ def predict_cells(
     -------
     AnnData with `n_cells` rows per time. `X`: sampled counts (CSR float32, whole numbers); for a fit with `use_rep`, which
     has no decoder, no genes. `obs`: the time column of the fit, `{key}_group`, `library`, `extrapolated`, and the batch
-    column if there is one. `obsm["X_{key}"]`: states.
+    column if there is one; `member` for an ensemble. `obsm["X_{key}"]`: states, in the latent space of the first member.
 
     Notes
     -----
     The group of a carried cell is drawn from its responsibilities, its weight follows the growth of that group, and its
     state is drawn from its posterior. Library size and batch are its own. Cells are drawn by systematic resampling, so
-    that groups and sources have their expected share.
+    that groups and sources have their expected share. The members of an ensemble contribute equally many cells, each with
+    its own states, groups and decoder.
 
     Raises
     ------
@@ -100,53 +104,93 @@ def predict_cells(
 
     from dynapath.read.counts import read_times
 
-    cell_times = read_times(adata, params["time_key"], at_least=1)
-    cells = _Source(
-        z=np.asarray(adata.obsm[names.latent], dtype=float),
-        std=np.asarray(adata.obsm[names.std], dtype=float),
-        responsibilities=np.asarray(adata.obsm[names.groups], dtype=float),
-        times=cell_times,
-    )
-    if isinstance(source, str) and source == "prior":
-        draws = [_from_prior(dynamics, t, n_cells, cells.times, rng) for t in times]
-    else:
-        draws = [_carried(dynamics, cells, chosen, t, n_cells, rng) for t in times]
-    z = np.concatenate([draw.z for draw in draws])
-    origin = np.concatenate([draw.origin for draw in draws])
+    members = _read_members(adata, key, read_times(adata, params["time_key"], at_least=1))
+    parts = []
+    for m, cells in enumerate(members):
+        # Shares of the members differ by one cell at most.
+        share = (n_cells + m) // len(members)
+        if not share:
+            continue
+        for i, time in enumerate(times):
+            if isinstance(source, str) and source == "prior":
+                draw = _from_prior(cells, time, share, rng)
+            else:
+                draw = _carried(cells, chosen, time, share, rng)
+            parts.append((i, m, draw))
+    rows = np.concatenate([np.full(len(draw.z), i) for i, _, draw in parts])
+    # Members are mixed within a time, so that any part of its cells is a sample.
+    order = np.argsort(rows, kind="stable") if len(members) == 1 else np.lexsort((rng.random(len(rows)), rows))
+    member = np.concatenate([np.full(len(draw.z), m) for _, m, draw in parts])
+    z = np.concatenate([members[m].to_reference.points(draw.z) for _, m, draw in parts])[order]
+    origin = np.concatenate([draw.origin for *_, draw in parts])
     obs = pd.DataFrame(
         {
             params["time_key"]: np.repeat(times, n_cells),
             names.group: pd.Categorical(
-                np.concatenate([draw.group for draw in draws]).astype(str),
+                np.concatenate([draw.group for *_, draw in parts])[order].astype(str),
                 categories=[str(k) for k in range(dynamics.n_groups)],
             ),
             "extrapolated": np.repeat(extrapolated, n_cells),
         },
         index=[f"predicted_{i}" for i in range(len(z))],
     )
-    if adata.uns[key]["kind"] == "group_dynamics":
-        return AnnData(obs=obs, obsm={names.latent: z.astype(np.float32)})
+    states = {names.latent: z.astype(np.float32)}
+    if members[0].model is None:
+        return AnnData(obs=obs, obsm=states)
 
-    model = get.model(adata, key)
-    library = model.library_sizes()[origin]
-    batch = model.batch_codes()[origin]
-    obs.insert(2, "library", library)
+    library = members[0].model.library_sizes()[origin]
+    batch = members[0].model.batch_codes()[origin]
+    obs.insert(2, "library", library[order])
     if params.get("batch_key") is not None:
-        obs[params["batch_key"]] = adata.obs[params["batch_key"]].to_numpy()[origin]
-    counts = model.decode(z, library, batch, random_state=int(rng.integers(2**31)))
-    return AnnData(
-        X=counts, obs=obs, var=pd.DataFrame(index=adata.var_names), obsm={names.latent: z.astype(np.float32)}
+        obs[params["batch_key"]] = adata.obs[params["batch_key"]].to_numpy()[origin[order]]
+    if len(members) > 1:
+        obs["member"] = pd.Categorical(member[order].astype(str), categories=[str(m) for m in range(len(members))])
+    own = np.concatenate([draw.z for *_, draw in parts])
+    counts = vstack(
+        [
+            cells.model.decode(own[here], library[here], batch[here], random_state=int(rng.integers(2**31)))
+            for m, cells in enumerate(members)
+            if (here := member == m).any()
+        ],
+        format="csr",
     )
+    return AnnData(X=counts[order], obs=obs, var=pd.DataFrame(index=adata.var_names), obsm=states)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Observed cells as the fit sees them."""
+class _Cells:
+    """Observed cells as one member of the fit sees them."""
 
     z: NDArray[np.float64]
     std: NDArray[np.float64]
     responsibilities: NDArray[np.float64]
     times: NDArray[np.float64]
+    dynamics: GroupDynamics
+    model: DynamicVAE | None
+    to_reference: AffineMap
+
+
+def _read_members(adata: AnnData, key: str, times: NDArray[np.float64]) -> list[_Cells]:
+    """One entry per member: a single model's states are in `obsm`, those of an ensemble are encoded anew."""
+    fitted = get.model(adata, key)
+    dynamics = get.dynamics(adata, key)
+    same = AffineMap(np.eye(dynamics.n_latent), np.zeros(dynamics.n_latent))
+    if not isinstance(getattr(fitted, "members", None), tuple):
+        names = get.cell_slots(adata, key)
+        z, std, responsibilities = (
+            np.asarray(adata.obsm[slot], dtype=float) for slot in (names.latent, names.std, names.groups)
+        )
+        model = None if adata.uns[key]["kind"] == "group_dynamics" else fitted
+        return [_Cells(z, std, responsibilities, times, dynamics, model, same)]
+    members = []
+    for model, to_reference in zip(fitted.members, fitted.to_reference, strict=True):
+        # Encoding draws a sample: not from the session's random state.
+        with isolated_seed(0):
+            mean, variance = model.get_latent_representation(return_dist=True)
+        own = model.dynamics
+        responsibilities = own.responsibilities(mean, times)
+        members.append(_Cells(mean.astype(float), np.sqrt(variance), responsibilities, times, own, model, to_reference))
+    return members
 
 
 def _chosen_cells(adata: AnnData, source: str | ArrayLike) -> NDArray[np.int64] | None:
@@ -185,8 +229,7 @@ def _neighbouring_times(observed: NDArray[np.float64], time: float) -> list[floa
 
 
 def _carried(
-    dynamics: GroupDynamics,
-    cells: _Source,
+    cells: _Cells,
     chosen: NDArray[np.int64] | None,
     time: float,
     n_cells: int,
@@ -201,6 +244,7 @@ def _carried(
     else:
         rows, weight = chosen, np.ones(len(chosen))
     # A group's cells become more or fewer on the way, as its growth says.
+    dynamics = cells.dynamics
     now, then = np.log(dynamics.proportions([time]))[:, 0], cells.times[rows]
     distinct, index = np.unique(then, return_inverse=True)
     grown = np.exp(now[:, None] - np.log(dynamics.proportions(distinct)))[:, index].T
@@ -224,9 +268,7 @@ def _systematic(weight: NDArray[np.float64], n: int, rng: np.random.Generator) -
     return row[shuffled], column[shuffled]
 
 
-def _from_prior(
-    dynamics: GroupDynamics, time: float, n_cells: int, cell_times: NDArray[np.float64], rng: np.random.Generator
-) -> _Draw:
-    z, group = dynamics.sample([time], n_cells, random_state=int(rng.integers(2**31)))
-    near = np.flatnonzero(np.isin(cell_times, _neighbouring_times(np.unique(cell_times), time)))
+def _from_prior(cells: _Cells, time: float, n_cells: int, rng: np.random.Generator) -> _Draw:
+    z, group = cells.dynamics.sample([time], n_cells, random_state=int(rng.integers(2**31)))
+    near = np.flatnonzero(np.isin(cells.times, _neighbouring_times(np.unique(cells.times), time)))
     return _Draw(z[0], group[0], rng.choice(near, size=n_cells))
