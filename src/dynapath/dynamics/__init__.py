@@ -4,6 +4,7 @@ from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale, Trajectories
 from .linear import flow, moments, noise_covariance, propagator, velocity
 from .mixture import LinearMixture, Marginals, marginal_log_prob
+from .project_velocity import project_velocity
 
 __all__ = [
     "GroupDynamics",
@@ -17,6 +18,7 @@ __all__ = [
     "marginal_log_prob",
     "moments",
     "noise_covariance",
+    "project_velocity",
     "propagator",
     "refit_proportions",
     "velocity",
