@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import datasets, dynamics, get, metrics, models, pl, stats, tl
+    from . import datasets, dynamics, get, metrics, models, pl, pp, stats, tl
 
-__all__ = ["datasets", "dynamics", "get", "metrics", "models", "pl", "stats", "tl"]
+__all__ = ["datasets", "dynamics", "get", "metrics", "models", "pl", "pp", "stats", "tl"]
 __version__ = version("dynapath")
 
 

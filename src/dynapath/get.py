@@ -309,7 +309,7 @@ def long(adata: AnnData, *, layers: Sequence[str] | None = None) -> pd.DataFrame
     names = {"unit": "unit", "time": "date", "value": "value"} | dict(adata.uns.get("panel", {}))
     days = pd.Series(adata.var["date"] if "date" in adata.var else adata.var_names).reset_index(drop=True)
     try:
-        days = pd.to_datetime(days.astype(str))
+        days = pd.to_datetime(days.astype(str), format="ISO8601")
     except ValueError:
         pass  # the user's own names of the days
     dense = lambda matrix: np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix).ravel()
