@@ -1,6 +1,8 @@
 """Simulators that return data together with their truth, and loaders of public data."""
 
+from dynapath.datasets._divi_icu import divi_icu
 from dynapath.datasets._loaders import larry, pbmc8k
+from dynapath.datasets._simulate_reports import simulate_reports
 from dynapath.datasets._simulate_snapshots import simulate_snapshots
 
-__all__ = ["larry", "pbmc8k", "simulate_snapshots"]
+__all__ = ["divi_icu", "larry", "pbmc8k", "simulate_reports", "simulate_snapshots"]
