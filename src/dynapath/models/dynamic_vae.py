@@ -182,6 +182,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         *,
         training: Training | None = None,
         skip_static: bool = False,
+        static_only: bool = False,
         random_state: int | None = 0,
         **train_kwargs: Any,
     ) -> None:
@@ -195,6 +196,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             Optimiser options; the network is fixed when the model is built.
         skip_static
             The networks are trained already (`from_scvi`).
+        static_only
+            Stop before the dynamics: a VAE with the prior N(0, I), trained for the epochs of both phases.
         random_state
             Seed; the session's random state is not touched.
         train_kwargs
@@ -208,12 +211,16 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         options = training or self.training
         n_static, n_joint = _epochs(self.adata.n_obs, options, max_epochs)
         n_static = 0 if skip_static else n_static
+        if static_only:
+            n_static, n_joint = n_static + n_joint, 0
         progress = PhaseProgress(n_static + n_joint, show=options.progress)
         try:
             with quiet(), isolated_seed(concrete_seed(random_state)):
                 if n_static:
                     self._start_from_genes()
                     self._run_phase("static", n_static, options, progress, train_kwargs)
+                if static_only:
+                    return
                 progress.enter("mixture")
                 self._fit_prior(options)
                 self._run_phase("joint", n_joint, options, progress, train_kwargs)

@@ -1,6 +1,7 @@
-"""Verbs on AnnData: fit and predict."""
+"""Verbs on AnnData: fit, predict and evaluate."""
 
+from ._evaluate_heldout import evaluate_heldout
 from ._fit_dynamic_vae import fit_dynamic_vae
 from ._predict_cells import predict_cells
 
-__all__ = ["fit_dynamic_vae", "predict_cells"]
+__all__ = ["evaluate_heldout", "fit_dynamic_vae", "predict_cells"]
