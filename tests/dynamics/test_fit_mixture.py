@@ -222,14 +222,14 @@ def test_a_few_labels_name_the_groups(latent_snapshots):
 
 def test_thinning_keeps_every_time_and_its_share():
     time_index = torch.tensor([0] * 10 + [1] * 900 + [2] * 3000 + [3] * 6090)
-    kept = module._thin(time_index, 1000, np.random.default_rng(0))
+    kept = module.thin(time_index, 1000, np.random.default_rng(0))
     assert len(kept.unique()) == len(kept)
     # A tenth of each, but not fewer than a hundred where there are as many.
     assert torch.bincount(time_index[kept]).tolist() == [10, 100, 300, 609]
 
 
 def test_few_points_are_not_thinned():
-    assert torch.equal(module._thin(torch.arange(7) % 3, 7, np.random.default_rng(0)), torch.arange(7))
+    assert torch.equal(module.thin(torch.arange(7) % 3, 7, np.random.default_rng(0)), torch.arange(7))
 
 
 def test_a_small_first_snapshot_survives_the_thinning_of_large_ones(latent_snapshots):

@@ -144,19 +144,59 @@ def test_arrays_are_copies(dynamics):
     np.testing.assert_array_equal(dynamics.trajectories([3]).mean, before)
 
 
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_of_draws_is_what_each_would_say(states, cell_times):
+    draws = some_dynamics(n_copies=4)
+    asked = [2, 3.3, 7]
+    path = draws.trajectories(asked)
+    resp = draws.responsibilities(states, cell_times)
+    velocity = draws.velocity(states, resp)
+    again = GroupDynamics.from_arrays(draws.to_arrays())
+    assert again.n_draws == draws.n_draws == 4
+    np.testing.assert_array_equal(again.trajectories(asked).mean, path.mean)
+    for i in range(4):
+        one = draws.select(i)
+        assert one.n_draws is None
+        for name in ("mean", "cov", "velocity", "proportions"):
+            np.testing.assert_allclose(getattr(path, name)[i], getattr(one.trajectories(asked), name), rtol=1e-6)
+        np.testing.assert_allclose(draws.proportions(asked)[i], one.proportions(asked), rtol=1e-6)
+        np.testing.assert_allclose(resp[i], one.responsibilities(states, cell_times), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(velocity[i], one.velocity(states, resp[i]), rtol=1e-6)
+
+
+def test_moments_change_as_their_rates_say():
+    mixture = some_dynamics().mixture
+    t, h = torch.tensor([0.3, 0.9], dtype=torch.float64), 1e-3  # steps are rounded to 1e-6
+    with torch.no_grad():
+        ahead, now, behind = (mixture.at(t + step) for step in (h, 0, -h))
+        mean_rate, cov_rate = mixture.rates_at(now)
+    torch.testing.assert_close((ahead.mean - behind.mean) / (2 * h), mean_rate, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close((ahead.cov - behind.cov) / (2 * h), cov_rate, rtol=2e-3, atol=2e-3)
+
+
+def test_the_velocity_of_a_trajectory_is_its_slope(dynamics):
+    h = 1e-2
+    ahead, now, behind = (dynamics.trajectories([3 + step, 5 + step]) for step in (h, 0, -h))
+    np.testing.assert_allclose((ahead.mean - behind.mean) / (2 * h), now.velocity, rtol=2e-3, atol=2e-3)
+
+
 # --- fit to a representation -------------------------------------------------------------------------------------------
 
 
 def test_a_representation_is_fitted_to_its_truth(latent_snapshots):
     snapshots = latent_snapshots("rotating", n_cells=60)
-    dynamics, fit = fit_representation(snapshots.z, snapshots.times, n_groups=3, n_restarts=4, n_steps=250, ridge=1e-4)
+    dynamics, choice = fit_representation(
+        snapshots.z, snapshots.times, n_groups=3, n_restarts=4, n_steps=250, ridge=1e-4
+    )
     resp = dynamics.responsibilities(snapshots.z, snapshots.times)
     velocity = dynamics.velocity(snapshots.z, resp)
     cosine = (velocity * snapshots.velocity).sum(1)
     cosine /= np.linalg.norm(velocity, axis=1) * np.linalg.norm(snapshots.velocity, axis=1)
     # The mean turn of a group is known to .37/sqrt(300)/2 rad and its field to a tenth or so around that.
     assert np.median(cosine) > 0.98
-    assert fit.loss.shape == (250,)
+    assert choice.fit.loss.shape == (250,)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(100.0, 0.0), (1.0, 50.0), (1e-3, -7.0)])

@@ -1,5 +1,6 @@
 """What moves: exact linear dynamics, and mixtures of them. Tensors in, tensors out."""
 
+from .bootstrap import bootstrap_mixture
 from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale, Trajectories
 from .linear import flow, moments, noise_covariance, propagator, velocity
@@ -13,6 +14,7 @@ __all__ = [
     "MixtureFit",
     "TimeScale",
     "Trajectories",
+    "bootstrap_mixture",
     "fit_mixture",
     "flow",
     "marginal_log_prob",

@@ -8,6 +8,7 @@ specialise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,31 +87,22 @@ def fit_mixture(
     """
     rng = np.random.default_rng(random_state)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    kept = _thin(time_index, max_cells, rng)
+    kept = thin(time_index, max_cells, rng)
     z, time_index = z[kept].detach(), time_index[kept]
     labels = None if labels is None else labels[kept]
 
     copies = mixture.like(n_copies=n_restarts)
     _start(copies, z, time_index, times, labels, rng, generator)
-    parameters = [p for p in copies.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
     n_warm = max(1, int(0.4 * n_steps))
     # Annealing finds links that no start suggests, but would melt the good starts: every other restart stays cold.
     hot = torch.where(torch.arange(n_restarts, device=z.device) % 2 == 0, 3.0, 1.0).unsqueeze(-1)
-    losses = []
-    with _single_thread():
-        for step in range(n_steps):
-            temperature = (hot - (hot - 1) * step / n_warm).clamp_min(1.0)
-            optimizer.zero_grad()
-            log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
-            loss = ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
-            losses.append(loss.detach())
-            loss.sum().backward()
-            _clip_each(parameters, max_norm=10.0)
-            optimizer.step()
-            if on_step is not None:
-                on_step(step)
 
+    def loss(step: int) -> Tensor:
+        temperature = (hot - (hot - 1) * step / n_warm).clamp_min(1.0)
+        log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
+        return ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
+
+    losses = descend(copies, loss, n_steps=n_steps, lr=lr, on_step=on_step)
     with torch.no_grad():
         joint = copies.at(times).joint_log_prob(z, time_index)
         reached = marginal_log_prob(joint, labels).mean(-1).double().cpu().numpy()
@@ -122,7 +114,7 @@ def fit_mixture(
     groups = joint.argmax(-1).cpu().numpy()
     best = int(np.argmax(reached))
     agreement = np.array([adjusted_rand_score(groups[best], other) for other in groups])
-    return MixtureFit(copies.select(best), reached, agreement, torch.stack(losses)[:, best].double().cpu().numpy())
+    return MixtureFit(copies.select(best), reached, agreement, losses[:, best].double().cpu().numpy())
 
 
 def refit_proportions(
@@ -132,49 +124,90 @@ def refit_proportions(
     times: Float[Tensor, " time"],
     *,
     labels: Int[Tensor, " cell"] | None = None,
+    weights: Float[Tensor, "*batch cell"] | None = None,
     n_rounds: int = 20,
 ) -> None:
     """Maximum-likelihood a and r with the dynamics held fixed, in place: proportions free of the growth penalty.
 
     Expectation-maximisation; each M step is a multinomial logistic regression on time, solved by Newton steps on the
-    responsibilities summed over the cells of a time.
+    responsibilities summed over the cells of a time. Copies are refitted side by side, each with its own weights of the
+    cells if there are any.
     """
     K, T = mixture.n_groups, len(times)
     fixed_r = mixture.growth == "off"
     with torch.no_grad():
         component = mixture.at(times).joint_log_prob(z, time_index).double()
-        component = component - mixture.log_proportions(times)[:, time_index].mT
+        component = component - mixture.log_proportions(times)[..., time_index].mT
     design = torch.stack([torch.ones_like(times), torch.zeros_like(times) if fixed_r else times], -1).double()
-    beta = torch.stack([mixture.log_weight0, mixture.growth_rate], -1).detach().double()  # (group, 2)
-    n_cells = torch.bincount(time_index, minlength=T).double()
+    beta = torch.stack([mixture.log_weight0, mixture.growth_rate], -1).detach().double()  # (*batch, group, 2)
+    batch = beta.shape[:-2]
+    weight = torch.ones(len(z), dtype=torch.float64, device=z.device) if weights is None else weights.double()
+    n_cells = weight.new_zeros(*weight.shape[:-1], T).index_add(-1, time_index, weight)[..., None]
     # A pseudo-count keeps groups that a snapshot lacks from rates of minus infinity.
     tiny = 1e-3 * torch.eye(2 * K, dtype=torch.float64, device=z.device)
     for _ in range(n_rounds):
-        joint = component + (design @ beta.mT).log_softmax(-1)[time_index]
+        joint = component + (design @ beta.mT).log_softmax(-1)[..., time_index, :]
         resp = joint.softmax(-1)
         if labels is not None:
             known = torch.nn.functional.one_hot(labels.clamp_min(0), K).double()
             resp = torch.where((labels >= 0).unsqueeze(-1), known, resp)
-        mass = torch.zeros(T, K, dtype=torch.float64, device=z.device).index_add(0, time_index, resp)
+        mass = weight.new_zeros(*batch, T, K).index_add(-2, time_index, weight[..., None] * resp)
         for _ in range(5):
             p = (design @ beta.mT).softmax(-1)
-            gradient = ((mass - n_cells[:, None] * p).mT @ design).flatten() - tiny @ beta.flatten()
-            spread = n_cells[:, None, None] * (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2))
-            hessian = torch.einsum("tkl,ti,tj->kilj", spread, design, design).reshape(2 * K, 2 * K) + tiny
-            step = torch.linalg.solve(hessian, gradient).reshape(K, 2)
+            gradient = ((mass - n_cells * p).mT @ design).flatten(-2) - (tiny @ beta.flatten(-2)[..., None])[..., 0]
+            spread = n_cells[..., None] * (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2))
+            hessian = torch.einsum("...tkl,ti,tj->...kilj", spread, design, design).reshape(*batch, 2 * K, 2 * K) + tiny
+            step = torch.linalg.solve(hessian, gradient).reshape(*batch, K, 2)
             beta = beta + step.clamp(-2, 2)
-    beta = beta - beta.mean(0)
+    beta = beta - beta.mean(-2, keepdim=True)
     with torch.no_grad():
-        mixture._a.copy_(beta[:, 0])
+        mixture._a.copy_(beta[..., 0])
         if not fixed_r:
-            mixture._r.copy_(beta[:, 1])
+            mixture._r.copy_(beta[..., 1])
+
+
+def descend(
+    copies: LinearMixture,
+    loss: Callable[[int], Float[Tensor, " copy"]],
+    *,
+    n_steps: int,
+    lr: float,
+    cooling: bool = False,
+    on_step: Callable[[int], None] | None = None,
+) -> Float[Tensor, "step copy"]:
+    """Adam on all copies at once, none of which sees the others; their losses at every step.
+
+    Parameters
+    ----------
+    loss
+        One value for each copy, at a step.
+    cooling
+        Let the step size fall to zero along a half cosine: where the steps are to end matters then, not how they got there.
+    """
+    parameters = [p for p in copies.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    losses = []
+    with _single_thread():
+        for step in range(n_steps):
+            if cooling:
+                optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / n_steps)) / 2
+            optimizer.zero_grad()
+            now = loss(step)
+            losses.append(now.detach())
+            now.sum().backward()
+            _clip_each(parameters, max_norm=10.0)
+            optimizer.step()
+            if on_step is not None:
+                on_step(step)
+    return torch.stack(losses)
 
 
 # Of a snapshot, however large the others are: among too few cells k-means would find no centres to start from.
 _KEPT_AT_LEAST = 100
 
 
-def _thin(time_index: Tensor, max_cells: int, rng: np.random.Generator) -> Tensor:
+def thin(time_index: Tensor, max_cells: int, rng: np.random.Generator) -> Tensor:
+    """Rows of at most about `max_cells` points, at random within each time; small snapshots are spared."""
     n = len(time_index)
     if n <= max_cells:
         return torch.arange(n, device=time_index.device)

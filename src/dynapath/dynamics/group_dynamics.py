@@ -40,12 +40,13 @@ class TimeScale:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Moments of K groups at T times, and their proportions, in the user's units."""
+    """Moments of K groups at T times, and their proportions, in the user's units; draws come first where there are any."""
 
     times: FloatArray  # (time,)
-    mean: FloatArray  # (group, time, latent)
-    cov: FloatArray  # (group, time, latent, latent)
-    proportions: FloatArray  # (group, time)
+    mean: FloatArray  # (*draw, group, time, latent)
+    cov: FloatArray  # (*draw, group, time, latent, latent)
+    velocity: FloatArray  # (*draw, group, time, latent), of the mean
+    proportions: FloatArray  # (*draw, group, time)
 
 
 class GroupDynamics:
@@ -54,7 +55,8 @@ class GroupDynamics:
     Parameters
     ----------
     mixture
-        In model time and scaled states.
+        In model time and scaled states. With `n_copies` it stands for as many draws, and what is asked for has a leading
+        axis for them; cells are carried and sampled by a single one (`select`).
     observed_times
         The distinct times of the snapshots.
     centre, scale
@@ -79,6 +81,19 @@ class GroupDynamics:
     def n_latent(self) -> int:
         """Number of latent dimensions d."""
         return self.mixture.n_latent
+
+    @property
+    def n_draws(self) -> int | None:
+        """Number of draws, None for a single mixture without an axis for them."""
+        return self.mixture.n_copies
+
+    def select(self, draw: int) -> GroupDynamics:
+        """One of the draws."""
+        return self.with_mixture(self.mixture.select(draw))
+
+    def with_mixture(self, mixture: LinearMixture) -> GroupDynamics:
+        """Another mixture in the same units."""
+        return GroupDynamics(mixture, self.observed_times, self.centre, self.scale)
 
     def scaled(self, z: ArrayLike) -> Tensor:
         """States as the mixture sees them."""
@@ -112,24 +127,25 @@ class GroupDynamics:
             times=times,
             mean=now.mean.numpy() * self.scale + self.centre,
             cov=now.cov.numpy() * self.scale**2,
+            velocity=self.mixture.rates_at(now)[0].numpy() * self.scale / self.time_scale.span,
             proportions=now.log_weight.exp().numpy(),
         )
 
     @torch.no_grad()
     def proportions(self, times: ArrayLike) -> FloatArray:
-        """pi_k(t) (group, time), at any time."""
+        """pi_k(t) (*draw, group, time), at any time."""
         return self.mixture.log_proportions(self.model_times(np.atleast_1d(times))).exp().numpy()
 
     @torch.no_grad()
     def responsibilities(self, z: ArrayLike, times: ArrayLike) -> FloatArray:
-        """Probability of each group (cell, group), given the state and the time of each cell."""
+        """Probability of each group (*draw, cell, group), given the state and the time of each cell."""
         distinct, index = np.unique(np.asarray(times, dtype=float), return_inverse=True)
         index = torch.as_tensor(index)
         return self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
 
     @torch.no_grad()
     def velocity(self, z: ArrayLike, responsibilities: ArrayLike) -> FloatArray:
-        """dz/dt of each cell (cell, latent) in stored state per measured time, averaged over its groups."""
+        """dz/dt of each cell (*draw, cell, latent) in stored state per measured time, averaged over its groups."""
         v = self.mixture.velocity(self.scaled(z), torch.as_tensor(np.asarray(responsibilities, dtype=float)))
         return v.numpy() * self.scale / self.time_scale.span
 
@@ -170,6 +186,7 @@ class GroupDynamics:
                 "tie_initial": m.tie_initial,
                 "growth": m.growth,
                 "floor": m.floor,
+                **({} if m.n_copies is None else {"n_copies": m.n_copies}),
             },
             "parameters": {name.removeprefix("_"): p.detach().cpu().numpy().copy() for name, p in m.named_parameters()},
         }
@@ -185,6 +202,7 @@ class GroupDynamics:
             tie_initial=bool(s["tie_initial"]),
             growth=str(s["growth"]),
             floor=float(s["floor"]),
+            n_copies=int(s["n_copies"]) if "n_copies" in s else None,
         )
         with torch.no_grad():
             for name, p in mixture.named_parameters():

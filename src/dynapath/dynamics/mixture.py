@@ -198,10 +198,11 @@ class LinearMixture(nn.Module):
         return self.at(times).joint_log_prob(z, time_index).softmax(-1)
 
     def velocity(
-        self, z: Float[Tensor, "cell latent"], responsibilities: Float[Tensor, "cell group"]
-    ) -> Float[Tensor, "cell latent"]:
+        self, z: Float[Tensor, "cell latent"], responsibilities: Float[Tensor, "*batch cell group"]
+    ) -> Float[Tensor, "*batch cell latent"]:
         """v_i = sum_k r_ik (A_k z_i + b_k) [latent/time]."""
-        by_group = linear.velocity(z.unsqueeze(-2), self.A.to(z.dtype), self.b.to(z.dtype))
+        A, b = self.A.to(z.dtype).unsqueeze(-4), self.b.to(z.dtype).unsqueeze(-3)
+        by_group = linear.velocity(z.unsqueeze(-2), A, b)
         return (responsibilities.unsqueeze(-1) * by_group).sum(-2)
 
     def push(
@@ -242,6 +243,23 @@ class LinearMixture(nn.Module):
         rate = self.growth_rate
         return rate.square().sum(-1) if self.growth == "shrunk" else torch.zeros_like(rate[..., 0])
 
+    def rates_at(self, now: Marginals) -> tuple[Tensor, Tensor]:
+        """How fast the moments of the groups change: dmu/dt = A mu + b and dS/dt = A S + S A' + Q.
+
+        Parameters
+        ----------
+        now
+            The moments, of `at`.
+
+        Returns
+        -------
+        Rates of the means (*batch, group, time, latent) and of the covariances (*batch, group, time, latent, latent).
+        """
+        A, b, Q = self.A.double().unsqueeze(-3), self.b.double().unsqueeze(-2), self.Q.double().unsqueeze(-3)
+        # The floor is added to what moves and does not move itself.
+        moving = now.cov - self.floor * torch.eye(self.n_latent, dtype=now.cov.dtype, device=now.cov.device)
+        return linear.velocity(now.mean, A, b), A @ moving + moving @ A.mT + Q
+
     @torch.no_grad()
     def select(self, copy: int) -> LinearMixture:
         """One of the copies, without the leading dimension."""
@@ -266,10 +284,10 @@ class LinearMixture(nn.Module):
             if parameter.shape[0] == self.n_groups:
                 parameter.copy_(parameter[chosen].clone())
 
-    def like(self, *, n_copies: int | None) -> LinearMixture:
-        """An untrained mixture with the same structure."""
+    def like(self, *, n_copies: int | None = None, n_groups: int | None = None) -> LinearMixture:
+        """An untrained mixture with the same structure, and as many groups unless another number is given."""
         return LinearMixture(
-            self.n_groups,
+            self.n_groups if n_groups is None else n_groups,
             self.n_latent,
             share=self.share,
             tie_initial=self.tie_initial,
