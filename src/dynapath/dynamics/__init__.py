@@ -1,6 +1,7 @@
 """What moves: exact linear dynamics, and mixtures of them. Tensors in, tensors out."""
 
 from .bootstrap import bootstrap_mixture
+from .choose_groups import GroupChoice, choose_n_groups
 from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale, Trajectories
 from .linear import flow, moments, noise_covariance, propagator, velocity
@@ -8,6 +9,7 @@ from .mixture import LinearMixture, Marginals, marginal_log_prob
 from .project_velocity import project_velocity
 
 __all__ = [
+    "GroupChoice",
     "GroupDynamics",
     "LinearMixture",
     "Marginals",
@@ -15,6 +17,7 @@ __all__ = [
     "TimeScale",
     "Trajectories",
     "bootstrap_mixture",
+    "choose_n_groups",
     "fit_mixture",
     "flow",
     "marginal_log_prob",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
+from .choose_groups import GroupChoice, candidate_groups, choose_n_groups
+from .fit_mixture import refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale
 from .mixture import Growth, LinearMixture, Share
 
@@ -16,7 +20,7 @@ def fit_representation(
     points: ArrayLike,
     times: ArrayLike,
     *,
-    n_groups: int,
+    n_groups: int | Sequence[int] | Literal["auto"],
     growth: Growth = "shrunk",
     labels: ArrayLike | None = None,
     share: Share = "none",
@@ -28,7 +32,7 @@ def fit_representation(
     n_steps: int = 400,
     random_state: int | None = 0,
     progress: bool = False,
-) -> tuple[GroupDynamics, MixtureFit]:
+) -> tuple[GroupDynamics, GroupChoice]:
     """Fit the mixture of group dynamics to points of any scale, seen at any times.
 
     Parameters
@@ -37,15 +41,19 @@ def fit_representation(
         (cell, dimension). Centred, and scaled by one number for all dimensions, inside.
     times
         (cell,), in any unit.
+    n_groups
+        Number of groups K; or several, of which the one with the lowest BIC is taken, `"auto"` for 1 to 6.
     labels
-        Known group of each cell; any number outside 0..K-1 for unknown.
+        Known group of each cell; any number outside 0..K-1, for the smallest K, for unknown.
     share, tie_initial, floor, ridge, growth_penalty
         As in :class:`dynapath.models.Prior`.
 
     Returns
     -------
-    The dynamics in the units of `points` and `times`, and what the restarts found (in the scaled units).
+    The dynamics in the units of `points` and `times`, and what the restarts found (in the scaled units) for each number of
+    groups that was tried.
     """
+    candidates = candidate_groups(n_groups)
     points, times = np.asarray(points, dtype=float), np.asarray(times, dtype=float)
     centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean())) or 1.0
     time_scale = TimeScale.of(times)
@@ -55,14 +63,17 @@ def fit_representation(
     known = None
     if labels is not None:
         codes = np.asarray(labels, dtype=np.int64)
-        known = torch.as_tensor(np.where((codes >= 0) & (codes < n_groups), codes, -1))
-    mixture = LinearMixture(n_groups, points.shape[1], share=share, tie_initial=tie_initial, growth=growth, floor=floor)
-    with tqdm(total=n_steps, desc="mixture", disable=not progress, leave=False, mininterval=0.5) as bar:
-        fit = fit_mixture(
-            mixture,
+        known = torch.as_tensor(np.where((codes >= 0) & (codes < candidates[0]), codes, -1))
+    structure = LinearMixture(1, points.shape[1], share=share, tie_initial=tie_initial, growth=growth, floor=floor)
+    with tqdm(
+        total=len(candidates) * n_steps, desc="mixture", disable=not progress, leave=False, mininterval=0.5
+    ) as bar:
+        choice = choose_n_groups(
             z,
             index,
             distinct,
+            candidates=candidates,
+            structure=structure,
             labels=known,
             ridge=ridge,
             growth_penalty=growth_penalty,
@@ -71,7 +82,8 @@ def fit_representation(
             random_state=random_state,
             on_step=lambda _: bar.update(),
         )
-    refit_proportions(fit.mixture, z.double(), index, distinct, labels=known)
+    mixture = choice.fit.mixture
+    refit_proportions(mixture, z.double(), index, distinct, labels=known)
     if known is None:
-        fit.mixture.reorder_by_start()
-    return GroupDynamics(fit.mixture, times, centre, scale), fit
+        mixture.reorder_by_start()
+    return GroupDynamics(mixture, times, centre, scale), choice

@@ -134,6 +134,12 @@ class DynamicVAEModule(VAE):
         log_theta = -dispersion.log()
         self.px_r.copy_(log_theta if self.px_r.dim() == 1 else log_theta.unsqueeze(-1).expand_as(self.px_r))
 
+    def start_from_mixture(self, mixture: LinearMixture) -> None:
+        """Let the prior be this mixture, whatever its number of groups."""
+        self.prior = mixture.to(self.device)
+        self._learns_dynamics = {name: p.requires_grad for name, p in mixture.named_parameters()}
+        self.set_phase(self.phase)
+
     def set_phase(self, phase: Literal["static", "joint"]) -> None:
         """`"static"`: the prior is N(0, I); `"joint"`: it is the mixture, which is then learned too."""
         self.phase = phase

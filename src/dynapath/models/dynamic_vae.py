@@ -20,7 +20,8 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
-from dynapath.dynamics.fit_mixture import fit_mixture, refit_proportions
+from dynapath.dynamics.choose_groups import candidate_groups, choose_n_groups
+from dynapath.dynamics.fit_mixture import refit_proportions
 from dynapath.dynamics.group_dynamics import GroupDynamics
 from dynapath.dynamics.mixture import Growth
 from dynapath.models._random import concrete_seed, isolated_seed
@@ -44,8 +45,11 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
     ----------
     adata
         Registered by `DynamicVAE.setup_anndata`.
-    n_groups, n_latent
-        Number of groups and of latent dimensions.
+    n_groups
+        Number of groups. Or several to choose from, `"auto"` for 1 to 6: training takes the one with the lowest BIC on
+        the latent space of the static phase, and from then on the model has that number.
+    n_latent
+        Number of latent dimensions.
     likelihood
         `"nb"`, `"zinb"` or `"poisson"`.
     growth
@@ -65,7 +69,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         adata: AnnData | None = None,
         registry: dict | None = None,
         *,
-        n_groups: int = 3,
+        n_groups: int | Sequence[int] | Literal["auto"] = 3,
         n_latent: int = 2,
         likelihood: Literal["nb", "zinb", "poisson"] = "nb",
         growth: Growth = "shrunk",
@@ -76,8 +80,9 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         super().__init__(adata, registry)
         prior, training = prior or Prior(), training or Training()
         setup = self.registry_["setup_args"]
+        self._candidates = candidate_groups(n_groups, self.group_labels)
         self._module_kwargs = {
-            "n_groups": n_groups,
+            "n_groups": self._candidates[0],
             "n_latent": n_latent,
             "gene_likelihood": likelihood,
             "growth": growth,
@@ -89,7 +94,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             "use_batch_norm": "none",
             "use_layer_norm": "both",
             "use_size_factor_key": setup.get("size_factor_key") is not None,
-            "label_to_group": self._label_codes_to_groups(n_groups),
+            "label_to_group": self._label_codes_to_groups(),
             **(module_kwargs or {}),
         }
         self.module = self._module_cls(
@@ -101,10 +106,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.training, self.prior_options = training, prior
         self.phase_history_: list[pd.DataFrame] = []
         self.restarts_: dict[str, np.ndarray] = {}
-        self._model_summary_string = (
-            f"Dynamic VAE: {n_groups} groups of linear dynamics in {n_latent} latent dimensions, {likelihood} likelihood, "
-            f"growth {growth}."
-        )
+        self.group_choice_: dict[str, np.ndarray] = {}
+        self._summarise()
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -149,6 +152,12 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    def _summarise(self) -> None:
+        self._model_summary_string = (
+            f"Dynamic VAE: {' or '.join(map(str, self._candidates))} groups of linear dynamics in {self.module.n_latent} "
+            f"latent dimensions, {self.module.gene_likelihood} likelihood, growth {self.module.prior.growth}."
+        )
+
     @property
     def observed_times(self) -> NDArray[np.float64]:
         """Distinct times of the registered snapshots, as they were measured."""
@@ -164,13 +173,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             return []
         return list(map(str, self.registry_["field_registries"][registry_key]["state_registry"]["categorical_mapping"]))
 
-    def _label_codes_to_groups(self, n_groups: int) -> tuple[int, ...] | None:
+    def _label_codes_to_groups(self) -> tuple[int, ...] | None:
         names = self.group_labels
         if not names:
             return None
-        if len(names) > n_groups:
-            msg = f"{len(names)} labels ({', '.join(names)}) do not fit into n_groups={n_groups}. Raise n_groups."
-            raise ValueError(msg)
         coded = self._categories(REGISTRY_KEYS.LABELS_KEY, "labels_key")
         return tuple(names.index(name) if name in names else -1 for name in coded)
 
@@ -334,11 +340,12 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
 
     def _fit_prior(self, options: Training) -> None:
         z, index, times, labels = self._sampled_states()
-        fit = fit_mixture(
-            self.module.prior,
+        choice = choose_n_groups(
             z,
             index,
             times,
+            candidates=self._candidates,
+            structure=self.module.prior,
             labels=labels,
             ridge=self.module.ridge,
             growth_penalty=self.module.growth_penalty,
@@ -346,8 +353,13 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             n_steps=options.prior_steps,
             random_state=int(torch.randint(2**31, ())),
         )
-        self.module.prior.load_state_dict(fit.mixture.state_dict())
-        self.restarts_ = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
+        self.module.start_from_mixture(choice.fit.mixture)
+        self.restarts_ = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
+        self.group_choice_ = choice.table()
+        # What is saved, and trained again, has the chosen number.
+        self._candidates = (choice.chosen,)
+        self.init_params_["non_kwargs"]["n_groups"] = choice.chosen
+        self._summarise()
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -434,7 +446,15 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
     # ------------------------------------------------------------------------------------------------ other ways in
 
     @classmethod
-    def from_scvi(cls, model: Any, adata: AnnData, *, n_groups: int, growth: Growth, prior: Prior | None) -> DynamicVAE:
+    def from_scvi(
+        cls,
+        model: Any,
+        adata: AnnData,
+        *,
+        n_groups: int | Sequence[int] | Literal["auto"],
+        growth: Growth,
+        prior: Prior | None,
+    ) -> DynamicVAE:
         """A dynamic VAE with the networks of a trained :class:`scvi.model.SCVI`, for `train(skip_static=True)`.
 
         Parameters

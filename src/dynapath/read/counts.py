@@ -253,6 +253,29 @@ def check_groups_fit(times: NDArray[np.float64], n_groups: int) -> None:
         raise ValueError(msg)
 
 
+def limit_groups(
+    times: NDArray[np.float64], candidates: Sequence[int], *, stacklevel: int = 3
+) -> tuple[tuple[int, ...], list[str]]:
+    """Numbers of groups for which every snapshot has cells enough, and what was said of those left out.
+
+    Raises
+    ------
+    ValueError : if it has not even enough for the first, the smallest.
+    """
+    check_groups_fit(times, candidates[0])
+    distinct, sizes = np.unique(times, return_counts=True)
+    smallest = int(np.argmin(sizes))
+    kept = tuple(n for n in candidates if sizes[smallest] >= 2 * n)
+    said = []
+    if len(kept) < len(candidates):
+        said.append(
+            f"Of the numbers of groups to choose from, {', '.join(map(str, candidates[len(kept) :]))} cannot be tried: the "
+            f"snapshot at time {distinct[smallest]:g} has {sizes[smallest]} cells (at least two per group are needed). "
+            "Merge or drop that snapshot to try more."
+        )
+    return kept, _warned(said, stacklevel)
+
+
 def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> list[str]:
     """Say what the number of snapshots cannot identify, as a warning, and return it."""
     if n_times == 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,8 @@ from dynapath.metrics import AffineMap, affine_alignment
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior, Training
 from dynapath.read import counts as read
+
+from ._number_of_groups import judge_choice, numbers_to_try
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +40,7 @@ def fit_dynamic_vae(
     adata: AnnData,
     *,
     time_key: str,
-    n_groups: int = 3,
+    n_groups: int | Literal["auto"] | Sequence[int] = 3,
     n_latent: int = 2,
     layer: str | None = None,
     batch_key: str | None = None,
@@ -70,7 +72,10 @@ def fit_dynamic_vae(
         Column of `obs` with the time at which each cell was measured: numbers in any unit, unevenly spaced or not, or
         categories that read as numbers. Velocities and rates are per that unit.
     n_groups
-        Number of groups K. Groups that the data do not need end up nearly empty (a warning says so).
+        Number of groups K. Groups that the data do not need end up nearly empty (a warning says so). `"auto"` takes
+        the number from 1 to 6 with the lowest BIC on the latent space of the static phase (of numbers within 2 of it,
+        the smallest; not below the number of labels), and goes on with its fit; `range(2, 9)` or a list gives other
+        numbers to choose from. See :func:`dynapath.get.n_groups`.
     n_latent
         Latent dimensions d. Rates are identified by the data alone when there are at least d + 2 times. With `use_rep`
         all columns of the representation are used, and with `model` its latent space.
@@ -117,6 +122,7 @@ def fit_dynamic_vae(
     `obsm["{key}_groups"]` : probability of each group (cell, group).
     `obs["{key}_group"]` : most probable group, categories "0".."K-1"; `obs["{key}_prob"]` its probability.
     `obs["{key}_undetermined"]` : whether that is below .6, as where groups cross or have not parted yet.
+    `uns["{key}"]["n_groups"]` : only where it was chosen, the numbers tried and their BIC (:func:`dynapath.get.n_groups`).
     `uns["{key}"]` : settings, parameters, history, restarts and status; :func:`dynapath.get.model` rebuilds the model.
 
     Raises
@@ -202,17 +208,20 @@ def _fit_on_counts(
         labels_key=options["labels_key"],
         size_factor_key=options["size_factor_key"],
     )
-    read.check_groups_fit(snapshots.times, options["n_groups"])
+    candidates, noted = numbers_to_try(options["n_groups"], snapshots.times, snapshots.labels)
     n_latent = options["n_latent"] if model is None else model.module.n_latent
-    noted = read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
+    noted += read.warn_about_design(len(snapshots.distinct_times), n_latent, stacklevel=4)
     noted += read.warn_about_genes(snapshots.counts, snapshots.genes, stacklevel=4)
 
-    trained = _train_members(snapshots, options, model, prior, training, max_epochs, train_kwargs)
+    tried = {**options, "n_groups": candidates}
+    trained = _train_members(snapshots, tried, model, prior, training, max_epochs, train_kwargs)
     reference = trained[0]
     responsibilities = np.mean([member.responsibilities for member in trained], axis=0)
     status, said = _judge(reference.restarts, responsibilities, reference.history, reference.dynamics)
     if len(trained) > 1:
         status, said = _judge_members(trained, status, said)
+    given = isinstance(options["n_groups"], Integral)
+    said += [] if given else judge_choice(reference.choice)
     write.write_group_dynamics(
         adata,
         key,
@@ -222,7 +231,14 @@ def _fit_on_counts(
         responsibilities=responsibilities,
         fit={
             "kind": "dynamic_vae",
-            "params": {**options, **reference.settings, "n_latent": n_latent, "genes": list(snapshots.genes)},
+            "params": {
+                **options,
+                **reference.settings,
+                "n_groups": reference.dynamics.n_groups,
+                "n_latent": n_latent,
+                "genes": list(snapshots.genes),
+            },
+            "n_groups": None if given else reference.choice,
             "state": {
                 **reference.state,
                 "members": {str(m): member.state for m, member in enumerate(trained) if m} or None,
@@ -250,6 +266,7 @@ class _Member:
     settings: dict[str, Any]
     history: pd.DataFrame
     restarts: dict[str, NDArray[np.float64]]
+    choice: dict[str, NDArray]  # `GroupChoice.table`
     mean: NDArray[np.float32]  # (cell, latent), as are the next two
     std: NDArray[np.float32]
     velocity: NDArray[np.float64]
@@ -276,6 +293,8 @@ def _train_members(
     first = _train_one(snapshots, options, model, prior, training, max_epochs, train_kwargs, options["random_state"])
     if n_members == 1:
         return [first]
+    # The first has chosen for all.
+    options = {**options, "n_groups": first.dynamics.n_groups}
     # The others need no progress bars of their own.
     others = tqdm(
         range(1, n_members), desc="members", disable=not training.progress, leave=False, initial=1, total=n_members
@@ -319,6 +338,7 @@ def _train_one(
         settings=vae.settings(),
         history=vae.history_table(),
         restarts=vae.restarts_,
+        choice=vae.group_choice_,
         mean=mean,
         std=np.sqrt(variance),
         velocity=dynamics.velocity(mean, responsibilities),
@@ -382,16 +402,16 @@ def _fit_on_representation(
     _check_literal("growth", options["growth"], ("shrunk", "free", "off"))
     points, times = read.read_points(adata, time_key=options["time_key"], use_rep=options["use_rep"])
     labels = read.read_labels(adata, options["labels_key"])
-    read.check_groups_fit(times, options["n_groups"])
-    known = None if labels is None else read.known_groups(labels, options["n_groups"])
-    noted = read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
+    candidates, noted = numbers_to_try(options["n_groups"], times, labels)
+    known = None if labels is None else read.known_groups(labels, candidates[0])
+    noted += read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
 
     from dynapath.dynamics.fit_representation import fit_representation
 
-    dynamics, fit = fit_representation(
+    dynamics, choice = fit_representation(
         points,
         times,
-        n_groups=options["n_groups"],
+        n_groups=candidates,
         growth=options["growth"],
         labels=known,
         share=prior.share,
@@ -405,8 +425,10 @@ def _fit_on_representation(
         progress=training.progress,
     )
     responsibilities = dynamics.responsibilities(points, times)
-    restarts = {"log_likelihood": fit.log_likelihood, "agreement": fit.agreement}
+    restarts = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
     status, said = _judge(restarts, responsibilities, None, dynamics)
+    given = isinstance(options["n_groups"], Integral)
+    said += [] if given else judge_choice(choice.table())
     write.write_group_dynamics(
         adata,
         key,
@@ -416,9 +438,15 @@ def _fit_on_representation(
         responsibilities=responsibilities,
         fit={
             "kind": "group_dynamics",
-            "params": {**options, "n_latent": points.shape[1], "observed_times": dynamics.observed_times},
+            "params": {
+                **options,
+                "n_groups": dynamics.n_groups,
+                "n_latent": points.shape[1],
+                "observed_times": dynamics.observed_times,
+            },
+            "n_groups": None if given else choice.table(),
             "state": {"dynamics": dynamics.to_arrays()},
-            "history": pd.DataFrame({"phase": "mixture", "loss": fit.loss}),
+            "history": pd.DataFrame({"phase": "mixture", "loss": choice.fit.loss}),
             "restarts": restarts,
             "status": status,
             "messages": noted + said,
