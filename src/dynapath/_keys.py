@@ -46,6 +46,10 @@ class DynamicKeys:
         """`obs`: whether no group is probable enough."""
         return f"{self.key}_undetermined"
 
+    def embedded_velocity(self, basis: str) -> str:
+        """`obsm`: the velocity as arrows in an embedding, under the name by which scvelo looks for it."""
+        return f"{self.velocity}_{basis}"
+
     @property
     def obsm(self) -> tuple[str, ...]:
         """All slots in `obsm`."""
@@ -55,6 +59,11 @@ class DynamicKeys:
     def obs(self) -> tuple[str, ...]:
         """All columns of `obs`."""
         return self.group, self.prob, self.undetermined
+
+
+def embedding_key(basis: str) -> str:
+    """`obsm`: an embedding, as scanpy spells it."""
+    return f"X_{basis}"
 
 
 def colors_key(column: str) -> str:

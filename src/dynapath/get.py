@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ._keys import DynamicKeys
+from ._keys import DynamicKeys, embedding_key
 from .models._random import isolated_seed
 from .write import KINDS
 
@@ -374,6 +374,35 @@ def cell_slots(adata: AnnData, key: str) -> DynamicKeys:
         msg = f"The fit {key!r} lacks {', '.join(missing)}. Was it removed? Run dp.tl.fit_dynamic_vae again."
         raise KeyError(msg)
     return names
+
+
+def embedding(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float64]]:
+    """Name and coordinates of an embedding: of basis "umap" or "X_umap", "umap" and `obsm["X_umap"]`.
+
+    Raises
+    ------
+    KeyError : if there is no such embedding, naming those there are.
+    """
+    name = str(basis).removeprefix(embedding_key(""))
+    slot = embedding_key(name)
+    if slot not in adata.obsm:
+        there = [other.removeprefix(embedding_key("")) for other in adata.obsm if other.startswith(embedding_key(""))]
+        msg = (
+            f"obsm has no {slot!r} (basis={basis!r}); bases present: {', '.join(there) or 'none'}. Compute it first, e.g. "
+            "with sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)."
+        )
+        raise KeyError(msg)
+    return name, np.asarray(adata.obsm[slot], dtype=float)
+
+
+def embedded_velocity(adata: AnnData, basis: str, key: str) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
+    """Name and coordinates of an embedding, and the arrows of a fit in it."""
+    name, coordinates = embedding(adata, basis)
+    slot = cell_slots(adata, key).embedded_velocity(name)
+    if slot not in adata.obsm:
+        msg = f"obsm has no {slot!r}. Run dp.tl.embed_velocity(adata, basis={name!r}, key={key!r}) first."
+        raise KeyError(msg)
+    return name, coordinates, np.asarray(adata.obsm[slot], dtype=float)
 
 
 def _strings(values: ArrayLike) -> list[str]:

@@ -53,7 +53,8 @@ def write_group_dynamics(
     """Write cell states, groups and the fit itself; whatever stood under `key` before is removed first."""
     names = DynamicKeys(key)
     content = for_uns({"schema": SCHEMA, "versions": _versions(), **fit})
-    for slot in names.obsm:
+    embedded = adata.uns.get(key, {}).get("embedded", {})
+    for slot in [*names.obsm, *map(names.embedded_velocity, embedded)]:
         adata.obsm.pop(slot, None)
     for column in names.obs:
         if column in adata.obs:
@@ -73,6 +74,14 @@ def write_group_dynamics(
     adata.obs[names.prob] = prob
     adata.obs[names.undetermined] = prob < UNDETERMINED_BELOW
     adata.uns[key] = content
+
+
+def write_embedded_velocity(
+    adata: AnnData, key: str, basis: str, arrows: NDArray[np.floating], settings: Mapping[str, Any]
+) -> None:
+    """Write arrows in an embedding, and note them in the fit they belong to."""
+    adata.obsm[DynamicKeys(key).embedded_velocity(basis)] = np.asarray(arrows, dtype=np.float32)
+    adata.uns[key].setdefault("embedded", {})[basis] = for_uns(settings)
 
 
 def for_uns(value: Any) -> Any:

@@ -3,5 +3,6 @@
 from ._heldout import heldout
 from ._latent_phase import latent_phase
 from ._latent_trajectories import latent_trajectories
+from ._velocity_embedding import velocity_embedding
 
-__all__ = ["heldout", "latent_phase", "latent_trajectories"]
+__all__ = ["heldout", "latent_phase", "latent_trajectories", "velocity_embedding"]

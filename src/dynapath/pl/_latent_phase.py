@@ -18,7 +18,6 @@ from ._figure import (
     INK,
     LABEL_SIZE,
     DrawnFit,
-    Look,
     add_legend,
     check_dims,
     choose_look,
@@ -32,13 +31,11 @@ from ._figure import (
     plain_axes,
     read_fit,
 )
+from ._velocity_field import draw_field, field_handle
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
-
-_BINS = 14
-_FEWEST_CELLS = 3
 
 
 def latent_phase(
@@ -103,7 +100,7 @@ def latent_phase(
     Notes
     -----
     White dots on a path are the observed times, its arrow heads point forwards in time. Arrows of the field share one
-    scale, the longest spanning about one of 14 bins; groups are averaged apart, as crossing ones would cancel out.
+    scale, by which nearly all fit into one of 14 bins; groups are averaged apart, as crossing ones would cancel out.
 
     Examples
     --------
@@ -133,7 +130,7 @@ def latent_phase(
 
     draw_cells(ax, z[:, 0], z[:, 1], look, size, fit.chosen)
     if arrows:
-        _draw_field(ax, z, fit.velocity[:, columns], fit, look)
+        draw_field(ax, z, fit.velocity[:, columns], fit, look)
     path = _means(adata, key, fit, shown, np.linspace(fit.observed_times[0], fit.observed_times[-1], 201))
     stops = _means(adata, key, fit, shown, fit.observed_times)
     for name in fit.groups:
@@ -148,7 +145,7 @@ def latent_phase(
         stop = Line2D([], [], ls="", marker="o", ms=4, mfc="white", mec=INK, mew=1.2, label="observed times")
         handles = [*legend_handles(fit, look), *mean_handles(), stop]
         if arrows:
-            handles.append(Line2D([], [], ls="", marker=r"$\rightarrow$", ms=9, mew=0.2, color=INK, label="velocity"))
+            handles.append(field_handle())
         add_legend([ax], handles, look, own=own)
     return finish(ax.figure, ax, show=show, return_fig=return_fig)
 
@@ -187,37 +184,3 @@ def _number_path(ax: Axes, name: str, path: NDArray[np.float64]) -> None:
     length = np.linalg.norm(end - before)
     ahead = 7 * (end - before) / length if length > 0 else np.array([7.0, 0.0])
     number_line(ax, name, path[-1], ahead)
-
-
-def _draw_field(ax: Axes, z: NDArray[np.float64], velocity: NDArray[np.float64], fit: DrawnFit, look: Look) -> None:
-    """Mean velocity per bin and group, where the cells of the bin are on average."""
-    low, high = z.min(0), z.max(0)
-    width = np.where(high > low, high - low, 1) / _BINS
-    cells = pd.DataFrame(np.column_stack([z, velocity]), columns=["x", "y", "u", "v"])
-    cells["group"] = fit.group
-    cells[["i", "j"]] = np.minimum((z - low) / width, _BINS - 1).astype(int)
-    bins = cells[fit.chosen].groupby(["group", "i", "j"])
-    arrows = bins.mean()[bins.size() >= _FEWEST_CELLS].reset_index()
-    if arrows.empty:
-        return
-    # One factor for both directions, so that arrows keep their angle in the data.
-    longest = (arrows[["u", "v"]].abs().to_numpy() / width).max()
-    if longest == 0:
-        return
-    ax.quiver(
-        arrows["x"],
-        arrows["y"],
-        arrows["u"],
-        arrows["v"],
-        color=[look.group[name] for name in arrows["group"]],
-        alpha=0.6,
-        angles="xy",
-        scale_units="xy",
-        scale=longest,
-        width=0.0028,
-        headwidth=4,
-        headlength=4.5,
-        headaxislength=4,
-        zorder=2,
-        gid="velocity",
-    )
