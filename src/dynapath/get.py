@@ -25,6 +25,7 @@ __all__ = [
     "long",
     "members",
     "model",
+    "n_groups",
     "observed_genes",
     "observed_proportions",
     "restarts",
@@ -336,6 +337,34 @@ def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """
     table = pd.DataFrame({name: np.asarray(values) for name, values in _fit(adata, key)["restarts"].items()})
     return table.sort_values("log_likelihood", ascending=False, ignore_index=True)
+
+
+# Files keep the names of columns, not their order.
+_CHOICE = ["n_groups", "log_likelihood", "n_parameters", "bic", "delta_bic", "chosen", "n_cells"]
+_CHOICE += ["smallest_share", "agreement", "restart_gap"]
+
+
+def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """One row per number of groups that was tried, for a fit with `n_groups="auto"` or several to choose from.
+
+    Columns: `n_groups`; `log_likelihood`, the sum over `n_cells` cells (5,000 at most) given the latent space of the static
+    phase, before the joint one; `n_parameters`; `bic` = -2 log_likelihood + n_parameters log(n_cells), `delta_bic` above the
+    lowest; `chosen`, the smallest number within 2 of it; `smallest_share`, of the cells, of a group; of the restarts,
+    `agreement` (mean adjusted Rand index of the others with the best) and `restart_gap` (by how much the BIC of the second
+    best is higher: where it exceeds `delta_bic`, the choice leans on one restart).
+
+    Raises
+    ------
+    KeyError : if there is no fit under `key`, or its number of groups was given.
+    """
+    fit = _fit(adata, key)
+    if "n_groups" not in fit:
+        msg = (
+            f"The fit {key!r} was given n_groups={int(fit['params']['n_groups'])}, so there is none to compare it with. "
+            "Fit with n_groups='auto'."
+        )
+        raise KeyError(msg)
+    return pd.DataFrame({name: np.asarray(values) for name, values in fit["n_groups"].items()})[_CHOICE]
 
 
 def members(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:

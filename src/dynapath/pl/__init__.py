@@ -5,6 +5,15 @@ from ._heldout import heldout
 from ._latent_phase import latent_phase
 from ._latent_trajectories import latent_trajectories
 from ._missing_reports import missing_reports
+from ._n_groups import n_groups
 from ._velocity_embedding import velocity_embedding
 
-__all__ = ["backtest", "heldout", "latent_phase", "latent_trajectories", "missing_reports", "velocity_embedding"]
+__all__ = [
+    "backtest",
+    "heldout",
+    "latent_phase",
+    "latent_trajectories",
+    "missing_reports",
+    "n_groups",
+    "velocity_embedding",
+]
