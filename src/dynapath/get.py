@@ -347,11 +347,11 @@ _CHOICE += ["smallest_share", "agreement", "restart_gap"]
 def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """One row per number of groups that was tried, for a fit with `n_groups="auto"` or several to choose from.
 
-    Columns: `n_groups`; `log_likelihood`, the sum over `n_cells` cells (5,000 at most) given the latent space of the static
-    phase, before the joint one; `n_parameters`; `bic` = -2 log_likelihood + n_parameters log(n_cells), `delta_bic` above the
-    lowest; `chosen`, the smallest number within 2 of it; `smallest_share`, of the cells, of a group; of the restarts,
-    `agreement` (mean adjusted Rand index of the others with the best) and `restart_gap` (by how much the BIC of the second
-    best is higher: where it exceeds `delta_bic`, the choice leans on one restart).
+    Columns: `n_groups`; `log_likelihood`, the sum over `n_cells` cells (a part of them above 5,000) in the latent space of
+    the static phase; `n_parameters`; `bic` = -2 log_likelihood + n_parameters log(n_cells), `delta_bic` above the lowest;
+    `chosen`, the smallest number within 2 of it; `smallest_share`, of the cells, of a group; of the restarts, `agreement`
+    (mean adjusted Rand index of the others with the best) and `restart_gap` (by how much the BIC of the second best is
+    higher: where it exceeds `delta_bic`, the choice leans on one restart).
 
     Raises
     ------

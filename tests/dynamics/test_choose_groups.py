@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from dynapath.dynamics import GroupChoice, LinearMixture, MixtureFit, choose_n_groups, fit_mixture
+from dynapath.dynamics.choose_groups import candidate_groups
 
 QUICK = {"n_restarts": 4, "n_steps": 150}
 
@@ -137,6 +138,21 @@ def test_the_search_stops_when_two_in_a_row_do_not_lower_the_criterion(choice):
 def test_shares_are_those_of_the_smallest_group(choice):
     assert choice.smallest_share[0] == 1
     assert choice.smallest_share[2] == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "labels", "tried"),
+    [
+        ("auto", "", (1, 2, 3, 4, 5, 6)),
+        ("auto", "abcd", (4, 5, 6)),
+        ("auto", "abcdefgh", (8,)),
+        (3, "", (3,)),
+        (range(2, 5), "abc", (3, 4)),
+        (np.array([4, 2, 4]), "", (2, 4)),
+    ],
+)
+def test_numbers_to_try_rise_and_are_not_below_the_number_of_labels(n_groups, labels, tried):
+    assert candidate_groups(n_groups, list(labels)) == tried
 
 
 # --- what it does not depend on ----------------------------------------------------------------------------------------

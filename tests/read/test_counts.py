@@ -369,6 +369,19 @@ def test_too_many_groups_for_the_smallest_snapshot_raise_and_name_it():
     read.check_groups_fit(times, 3)
 
 
+def test_numbers_of_groups_are_limited_by_the_smallest_snapshot_which_is_said():
+    times = np.repeat([0.0, 2.0, 4.0], [20, 7, 30])
+    with pytest.warns(UserWarning, match=r"4, 6 cannot be tried: the snapshot at time 2 has 7 cells") as caught:
+        kept, said = read.limit_groups(times, (1, 3, 4, 6))
+    assert kept == (1, 3)
+    assert [str(w.message) for w in caught] == said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read.limit_groups(times, (1, 3)) == ((1, 3), [])
+    with pytest.raises(ValueError, match="n_groups=4 is too large"):
+        read.limit_groups(times, (4, 5))
+
+
 @pytest.mark.parametrize("n_groups", [0, -1, 2.5])
 def test_a_number_of_groups_that_is_none_raises(n_groups):
     with pytest.raises(ValueError, match=rf"positive whole number; it is {n_groups}"):

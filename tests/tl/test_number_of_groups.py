@@ -219,3 +219,29 @@ def test_a_choice_at_the_upper_end_says_that_more_may_be_better():
     (said,) = judge([100, 50, 0], chosen=3)
     assert "largest number of groups that was tried, 3, was chosen" in said
     assert judge([0], chosen=1) == []
+
+
+# --- recovery from counts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["rotating", "separated"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_three_groups_are_found_from_counts(scenario, seed):
+    cells = dp.datasets.simulate_snapshots(scenario, n_cells=100, random_state=seed)
+    # The number is chosen before the joint phase, which is therefore cut short here.
+    options = Training(n_restarts=6, joint_epochs=1, progress=False)
+    dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups="auto", training=options, random_state=seed)
+    table = dp.get.n_groups(cells).set_index("n_groups")
+    assert table.index[table["chosen"]].tolist() == [3]
+    assert (table["delta_bic"].drop(3) > 6).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_group_is_found_from_counts(seed):
+    cells = dp.datasets.simulate_snapshots("separated", n_cells=200, random_state=seed)
+    cells = cells[cells.obs["group"] == "0"].copy()
+    options = Training(n_restarts=6, joint_epochs=1, progress=False)
+    dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups="auto", training=options, random_state=seed)
+    assert cells.uns["dynvae"]["params"]["n_groups"] == 1
