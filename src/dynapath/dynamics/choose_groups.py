@@ -3,7 +3,8 @@
     BIC(K) = -2 sum_i log p_K(z_i | t_i) + p(K) log n,        p(K) = K (d^2 + 2 d + d (d + 1) / 2 + 2) - 2,
 
 the smaller the better; p counts A, b, m, L, a and r, fewer where they are shared or held (`LinearMixture.n_parameters`).
-All candidates see the same n points. The latent space must be frozen: one that adapts to K groups would confirm K.
+All candidates see the same n points. The latent space must be frozen: one that adapts to K groups would confirm K. The
+likelihood is that of the fit which is to be used, so A is where its ridge leaves it; a and r are freed from theirs.
 Source: Schwarz, "Estimating the dimension of a model", Ann. Stat. 1978, doi:10.1214/aos/1176344136.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def n_groups(
         text = f"{y:,.0f}" if y >= 10 else f"{y:.1f}" if y > 0 else "0"
         # Out of the way of a line that falls onto the dot, unless one rises from it as well.
         falls = i > 0 and delta[i - 1] > y and (i + 1 == len(delta) or delta[i + 1] - y < top / 4)
-        style = {"color": SAFE[0], "weight": "bold"} if chosen[i] else {"color": INK}
+        style: dict[str, Any] = {"color": SAFE[0], "weight": "bold"} if chosen[i] else {"color": INK}
         ax.annotate(
             f"chosen\n{text}" if chosen[i] else text,
             (x, y),
