@@ -1,0 +1,230 @@
+r"""Coefficients of many units: their own, shared, or drawn from a normal distribution that is estimated too.
+
+Unit u has the log-likelihood -(b' A b - 2 r' b) / 2 up to a constant, exactly so for a linear model with known variance
+and locally otherwise, with A = H / sigma^2. Its coefficients are b_u ~ N(mu, Sigma). Integrated out, with
+V = (A + Sigma^-1)^-1:
+
+    mu   = (sum W)^-1 sum (r - A V r),  W = A - A V A          generalised least squares
+    b_u  = mu + V (r - A mu)                                   empirical Bayes
+    score of Sigma = sum (q q' - W + W C W) / 2,  q = r - A b_u,  C = (sum W)^-1
+
+Sigma = L L' maximises the restricted likelihood (REML; Laird & Ware 1982, doi:10.2307/2529876). Coefficients whose rows
+of L are held at 0 are shared by all units, so "global" is the limit of no variance, as "individual" is that of an
+infinite one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize
+from scipy.special import digamma, polygamma
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Distribution of the units' coefficients, and the coefficients themselves."""
+
+    mean: Float[NDArray, " coefficient"]
+    covariance: Float[NDArray, "coefficient coefficient"]  # Sigma; 0 where shared
+    mean_covariance: Float[NDArray, "coefficient coefficient"]  # of the estimated mean
+    sigma2: Float[NDArray, " unit"]
+    unit_mean: Float[NDArray, "unit coefficient"]
+    score: Float[NDArray, "unit coefficient"]  # of the mean, unit by unit: q
+    spent: Float[NDArray, " unit"]  # degrees of freedom that a unit's own deviations take: trace of V A
+
+
+def pool(
+    H: Float[NDArray, "unit coefficient coefficient"],
+    rho: Float[NDArray, "unit coefficient"],
+    squares: Float[NDArray, " unit"],
+    n: Float[NDArray, " unit"],
+    *,
+    varies: Bool[NDArray, " coefficient"],
+    sigma2: Float[NDArray, " unit"] | None,
+    covariance: Float[NDArray, "coefficient coefficient"] | None = None,
+    fixed: Float[NDArray, " coefficient"] | None = None,
+    near: Pooled | None = None,
+) -> Pooled:
+    """Estimate mean and covariance of coefficients from each unit's sum of squares b' H b - 2 rho' b + squares.
+
+    Parameters
+    ----------
+    n
+        Number of residuals of each unit, less the coefficients that were eliminated beforehand.
+    varies
+        Coefficients that differ between units; the others are shared.
+    sigma2
+        Residual variance of each unit; None estimates one for all.
+    covariance
+        Sigma, if known.
+    fixed
+        Means that are known; NaN where estimated.
+    near
+        An earlier result, near which the search starts.
+    """
+    p = H.shape[1]
+    known = np.full(p, np.nan) if fixed is None else fixed
+    # In units in which an average unit's information is about 1, which the search for L needs.
+    scale = 1.0 / np.sqrt(np.maximum(np.einsum("ukk->k", H / np.maximum(n, 1.0)[:, None, None]) / len(H), 1e-300))
+    H, rho = H * scale[:, None] * scale, rho * scale
+    model = _Model(H, rho, squares, n, sigma2, known / scale)
+    lower = np.tril_indices(p)
+    searched = varies[lower[0]] & varies[lower[1]]
+    L = np.zeros((p, p))
+    log_sigma2 = 0.0
+    if sigma2 is None:
+        own = squares - np.einsum("uk,uk->u", rho, np.linalg.lstsq(H.mean(0), rho.T, rcond=None)[0].T)
+        log_sigma2 = float(np.log(max(np.abs(own).sum() / n.sum(), 1e-12)))
+    if covariance is not None:
+        values, vectors = np.linalg.eigh(covariance / scale[:, None] / scale)
+        L = vectors * np.sqrt(np.maximum(values, 0.0))
+        searched[:] = False
+    else:
+        # The scale of estimates around their mean is an upper bound of L; the search starts below it.
+        typical = np.median(sigma2) if sigma2 is not None else np.exp(log_sigma2)
+        spread = np.sqrt(typical / max(np.median(n), 1.0))
+        L[np.diag_indices(p)] = np.where(varies, spread, 0.0)
+        if near is not None and sigma2 is not None:
+            L = _root(near.covariance / scale[:, None] / scale, spread * varies)
+
+    def unpack(x: NDArray) -> tuple[NDArray, float]:
+        full = L.copy()
+        if searched.any():
+            full[lower[0][searched], lower[1][searched]] = x[: searched.sum()]
+        return full, float(x[-1]) if sigma2 is None else log_sigma2
+
+    def loss(x: NDArray) -> tuple[float, NDArray]:
+        full, log_s = unpack(x)
+        value, score_sigma, score_log_s = model.restricted_likelihood(full, log_s)
+        gradient = (2.0 * score_sigma @ full)[lower[0][searched], lower[1][searched]]
+        if sigma2 is None:
+            gradient = np.append(gradient, score_log_s)
+        return -value / len(H), -gradient / len(H)
+
+    x = np.append(L[lower[0][searched], lower[1][searched]], [log_sigma2] if sigma2 is None else [])
+    if len(x):
+        x = minimize(loss, x, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}).x
+    full, log_s = unpack(x)
+    return model.pooled(full, log_s, scale)
+
+
+@dataclass(frozen=True)
+class VariancePrior:
+    """Scaled inverse chi-square distribution of the units' residual variances: as much as `df` residuals of size `scale`.
+
+    Without it the variance of a unit whose few changes are fitted exactly would go to 0, and its weight to infinity
+    (Smyth 2004, doi:10.2202/1544-6115.1027).
+    """
+
+    df: float
+    scale: float  # a variance
+
+    @classmethod
+    def fit(cls, variance: Float[NDArray, " unit"], df: Float[NDArray, " unit"]) -> VariancePrior:
+        """From the moments of the log variances."""
+        some = (variance > 0) & (df > 0)
+        if some.sum() < 2:
+            return cls(0.0, 1.0)
+        half = df[some] / 2.0
+        log = np.log(variance[some]) - digamma(half) + np.log(half)
+        between = log.var(ddof=1) - polygamma(1, half).mean()
+        if between <= polygamma(1, 1e4):  # no more different than by chance
+            return cls(2e4, float(np.exp(log.mean())))
+        own = brentq(lambda x: polygamma(1, x) - between, 1e-4, 1e4) if between < polygamma(1, 1e-4) else 1e-4
+        return cls(2.0 * own, float(np.exp(log.mean() + digamma(own) - np.log(own))))
+
+    def squeeze(self, squares: Float[NDArray, " unit"], df: Float[NDArray, " unit"]) -> Float[NDArray, " unit"]:
+        """Variances from sums of squares with `df` degrees of freedom."""
+        return (self.df * self.scale + squares) / (self.df + np.maximum(df, 1e-12))
+
+
+def _root(covariance: NDArray, spread: NDArray) -> NDArray:
+    """Lower triangular root; a direction without variance gets a little, from which the search can leave."""
+    varies = spread > 0
+    root = np.zeros_like(covariance)
+    inside = np.ix_(varies, varies)
+    root[inside] = np.linalg.cholesky(covariance[inside] + np.diag(1e-4 * spread[varies] ** 2))
+    return root
+
+
+@dataclass
+class _Model:
+    H: NDArray
+    rho: NDArray
+    squares: NDArray
+    n: NDArray
+    sigma2: NDArray | None
+    known: NDArray
+
+    def _parts(self, L: NDArray, log_sigma2: float) -> tuple[NDArray, ...]:
+        sigma2 = np.full(len(self.H), np.exp(log_sigma2)) if self.sigma2 is None else self.sigma2
+        A, r = self.H / sigma2[:, None, None], self.rho / sigma2[:, None]
+        inner = np.eye(len(L)) + L.T @ A @ L
+        V = L @ np.linalg.solve(inner, np.broadcast_to(L.T, A.shape))
+        AV = A @ V
+        W = A - AV @ A
+        mu, C = self._mean(W.sum(0), (r - np.einsum("uij,uj->ui", AV, r)).sum(0))
+        return sigma2, A, r, inner, V, W, mu, C
+
+    def _mean(self, W: NDArray, right: NDArray) -> tuple[NDArray, NDArray]:
+        free = np.isnan(self.known)
+        mu, C = np.where(free, 0.0, self.known), np.zeros_like(W)
+        if free.any():
+            inverse = np.linalg.pinv(W[np.ix_(free, free)], hermitian=True)
+            C[np.ix_(free, free)] = inverse
+            mu[free] = inverse @ (right[free] - W[np.ix_(free, ~free)] @ self.known[~free])
+        return mu, C
+
+    def restricted_likelihood(self, L: NDArray, log_sigma2: float) -> tuple[float, NDArray, float]:
+        """Value, score of Sigma and score of log sigma^2."""
+        sigma2, A, r, inner, V, W, mu, C = self._parts(L, log_sigma2)
+        gap = r - A @ mu
+        moved = np.einsum("uij,uj->ui", V, gap)
+        b = mu + moved
+        at_mean = self.squares - 2.0 * self.rho @ mu + np.einsum("uij,i,j->u", self.H, mu, mu)
+        free = np.isnan(self.known)
+        value = -0.5 * (
+            (self.n * np.log(sigma2)).sum()
+            + np.linalg.slogdet(inner)[1].sum()
+            + (at_mean / sigma2 - np.einsum("uk,uk->u", gap, moved)).sum()
+            + (np.linalg.slogdet(W.sum(0)[np.ix_(free, free)])[1] if free.any() else 0.0)
+        )
+        q = r - np.einsum("uij,uj->ui", A, b)
+        score = 0.5 * (np.einsum("ui,uj->ij", q, q) - W.sum(0) + np.einsum("uij,jk,ukl->il", W, C, W))
+        VA = V @ A
+        rest = np.eye(len(L)) - VA
+        at_b = self.squares - 2.0 * np.einsum("uk,uk->u", self.rho, b) + np.einsum("uij,ui,uj->u", self.H, b, b)
+        shared = np.einsum("uji,ujk,ukl,li->u", rest, A, rest, C)
+        score_log = -0.5 * (self.n - np.einsum("ukk->u", VA) - at_b / sigma2 - shared).sum()
+        return float(value), score, float(score_log)
+
+    def pooled(self, L: NDArray, log_sigma2: float, scale: NDArray) -> Pooled:
+        sigma2, A, r, _, V, _, mu, C = self._parts(L, log_sigma2)
+        moved = np.einsum("uij,uj->ui", V, r - A @ mu)
+        square = scale[:, None] * scale
+        return Pooled(
+            mean=mu * scale,
+            covariance=L @ L.T * square,
+            mean_covariance=C * square,
+            sigma2=sigma2,
+            unit_mean=(mu + moved) * scale,
+            score=(r - np.einsum("uij,uj->ui", A, mu + moved)) / scale,
+            spent=np.einsum("uij,uji->u", V, A),
+        )
+
+
+def unit_covariance(
+    A: Float[NDArray, "unit coefficient coefficient"],
+    covariance: Float[NDArray, "coefficient coefficient"],
+    mean_covariance: Float[NDArray, "coefficient coefficient"],
+) -> Float[NDArray, "unit coefficient coefficient"]:
+    """Of the errors of empirical Bayes estimates: V, and (1 - V A) C (1 - V A)' for the uncertainty of the mean."""
+    values, vectors = np.linalg.eigh(covariance)
+    L = vectors * np.sqrt(np.maximum(values, 0.0))
+    V = L @ np.linalg.solve(np.eye(len(L)) + L.T @ A @ L, np.broadcast_to(L.T, A.shape))
+    rest = np.eye(len(L)) - V @ A
+    return V + rest @ mean_covariance @ np.swapaxes(rest, 1, 2)
