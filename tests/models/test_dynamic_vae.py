@@ -132,6 +132,18 @@ def test_dynamics_are_learned_in_the_joint_phase_alone(cells):
             assert torch.equal(snapshots["static"][name], at_start[name])
 
 
+def test_static_training_alone_takes_all_epochs_and_leaves_the_dynamics_alone(cells):
+    model = built(cells)
+    before = weights(model)
+    model.train(static_only=True)
+    after = weights(model)
+    assert model.history_table()["phase"].tolist() == ["static"] * (TINY.static_epochs + TINY.joint_epochs)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("prior."))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not model.module.training
+    assert not model.restarts_
+
+
 def test_saved_and_loaded_with_data_it_is_the_same_model(trained, simulated, tmp_path):
     trained.save(tmp_path / "model")
     loaded = DynamicVAE.load(tmp_path / "model", simulated.copy(), accelerator="cpu")

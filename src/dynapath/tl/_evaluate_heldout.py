@@ -519,8 +519,7 @@ def _warn_of_better_baselines(time: float, energy: Mapping[str, float]) -> None:
         warnings.warn(
             f"At the held-out time {time:g} the baseline {best!r} is closer to the true cells than the dynamic VAE (energy "
             f"distance {baselines[best]:.3g} against {model:.3g}; {better} of {len(baselines)} baselines are closer). Unless "
-            "the difference is as small as the floor varies between seeds, predictions at such times are no better than "
-            "cells that were measured at others.",
+            "the difference is as small as the floor varies between seeds, the model adds nothing to that rule at such times.",
             UserWarning,
             stacklevel=3,
         )
