@@ -66,6 +66,78 @@ def embedding_key(basis: str) -> str:
     return f"X_{basis}"
 
 
+@dataclass(frozen=True)
+class IncrementKeys:
+    """Slots of a fit of the increment model, all derived from `key_added`."""
+
+    key: str = "increment"
+
+    @property
+    def params(self) -> str:
+        """`obsm`: coefficients of each unit."""
+        return f"{self.key}_params"
+
+    @property
+    def se(self) -> str:
+        """`obsm`: their standard errors."""
+        return f"{self.key}_se"
+
+    @property
+    def status(self) -> str:
+        """`obs`: how the fit of the unit ended."""
+        return f"{self.key}_status"
+
+    @property
+    def loss(self) -> str:
+        """`obs`: mean loss of an innovation."""
+        return f"{self.key}_loss"
+
+    @property
+    def n(self) -> str:
+        """`obs`: number of innovations."""
+        return f"{self.key}_n"
+
+    @property
+    def state(self) -> str:
+        """`layers`: filtered state."""
+        return f"{self.key}_state"
+
+    @property
+    def resid(self) -> str:
+        """`layers`: innovations."""
+        return f"{self.key}_resid"
+
+    @property
+    def imputed(self) -> str:
+        """`layers`: reports, and what was imputed for those missing."""
+        return f"{self.key}_imputed"
+
+    @property
+    def imputed_lower(self) -> str:
+        """`layers`: lower end of its interval."""
+        return f"{self.key}_imputed_lower"
+
+    @property
+    def imputed_upper(self) -> str:
+        """`layers`: upper end of its interval."""
+        return f"{self.key}_imputed_upper"
+
+    @property
+    def obsm(self) -> tuple[str, ...]:
+        """All slots in `obsm`."""
+        return self.params, self.se
+
+    @property
+    def obs(self) -> tuple[str, ...]:
+        """All columns of `obs`."""
+        return self.status, self.loss, self.n
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers."""
+        return self.state, self.resid, self.imputed, self.imputed_lower, self.imputed_upper
+
+
 def colors_key(column: str) -> str:
     """`uns`: colours of the categories of an `obs` column, as scanpy spells it."""
     return f"{column}_colors"

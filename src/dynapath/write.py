@@ -11,25 +11,30 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from ._keys import DynamicKeys, colors_key
+from ._keys import DynamicKeys, IncrementKeys, colors_key
 
 SCHEMA = 1
 UNDETERMINED_BELOW = 0.6
 
 
 KINDS = ("dynamic_vae", "group_dynamics")
+INCREMENT = "increment"
 
 
-def check_key_is_free(adata: AnnData, key: str) -> None:
-    """Raise when writing under `key` would overwrite something that is not an earlier fit under that key."""
+def check_key_is_free(
+    adata: AnnData, key: str, *, slots: type[DynamicKeys] | type[IncrementKeys] = DynamicKeys
+) -> None:
+    """Raise when writing under `key` would overwrite something that is not an earlier fit of its kind under that key."""
+    kinds = KINDS if slots is DynamicKeys else (INCREMENT,)
     if not key or "/" in key:
         msg = f"key_added={key!r} cannot name slots: it must not be empty or contain a slash."
         raise ValueError(msg)
     previous = adata.uns.get(key)
-    if isinstance(previous, Mapping) and previous.get("kind") in KINDS:
+    if isinstance(previous, Mapping) and previous.get("kind") in kinds:
         return
-    names = DynamicKeys(key)
-    taken = [f"obsm[{slot!r}]" for slot in names.obsm if slot in adata.obsm]
+    names = slots(key)
+    taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
+    taken += [f"obsm[{slot!r}]" for slot in names.obsm if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
@@ -82,6 +87,32 @@ def write_embedded_velocity(
     """Write arrows in an embedding, and note them in the fit they belong to."""
     adata.obsm[DynamicKeys(key).embedded_velocity(basis)] = np.asarray(arrows, dtype=np.float32)
     adata.uns[key].setdefault("embedded", {})[basis] = for_uns(settings)
+
+
+def write_increment(
+    adata: AnnData,
+    key: str,
+    *,
+    obsm: Mapping[str, pd.DataFrame],
+    obs: Mapping[str, Any],
+    layers: Mapping[str, NDArray[np.floating]],
+    fit: Mapping[str, Any],
+) -> None:
+    """Write coefficients, states and the fit itself; whatever stood under `key` before is removed first."""
+    names = IncrementKeys(key)
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": INCREMENT, **fit})
+    for slots, stored in ((names.obsm, adata.obsm), (names.layers, adata.layers)):
+        for slot in slots:
+            if slot in stored:
+                del stored[slot]
+    for column in names.obs:
+        if column in adata.obs:
+            del adata.obs[column]
+    adata.obsm.update(obsm)
+    for column, values in obs.items():
+        adata.obs[column] = values
+    adata.layers.update(layers)
+    adata.uns[key] = content
 
 
 def for_uns(value: Any) -> Any:
