@@ -86,6 +86,8 @@ class DynamicVAEModule(VAE):
         options = prior or Prior()
         # The library is observed; an unused encoder would only trouble distributed training.
         self.l_encoder = None
+        # A Poisson distribution has no dispersion.
+        self.px_r.requires_grad_(self.gene_likelihood != "poisson")
         batch_norm, layer_norm = kwargs.get("use_batch_norm", "both"), kwargs.get("use_layer_norm", "none")
         self.decoder = CountDecoder(
             self.n_latent,

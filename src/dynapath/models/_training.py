@@ -75,9 +75,10 @@ class FiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Raise on a loss that is NaN or infinite."""
-        if not bool(torch.isfinite(outputs["loss"])):
-            msg = f"The loss is {float(outputs['loss'])} in minibatch {batch_idx}."
+        """Raise on a loss that is NaN or infinite, in distributed training in all processes: none must wait for the rest."""
+        finite = bool(torch.isfinite(outputs["loss"]))
+        if not trainer.strategy.reduce_boolean_decision(finite):
+            msg = f"The loss is {float(outputs['loss'])} in minibatch {batch_idx}, or not finite in another process."
             raise FloatingPointError(msg)
 
 
@@ -113,6 +114,7 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging.*")
+            warnings.filterwarnings("ignore", message="early_stopping was automatically disabled due to the use of DDP")
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
             yield
     finally:

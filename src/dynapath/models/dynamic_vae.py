@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, vstack
 from scvi import REGISTRY_KEYS
@@ -219,7 +220,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         n_static = 0 if skip_static else n_static
         if static_only:
             n_static, n_joint = n_static + n_joint, 0
-        progress = PhaseProgress(n_static + n_joint, show=options.progress)
+        progress = PhaseProgress(n_static + n_joint, show=options.progress and rank_zero_only.rank == 0)
         try:
             with quiet(), isolated_seed(concrete_seed(random_state)):
                 if n_static:
@@ -298,7 +299,14 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 f"prior_lr={options.prior_lr:g}), or cells with extreme counts. Lower Training(lr=...) or filter cells."
             )
             raise FloatingPointError(msg) from error
+        # Only the first process logs.
+        self.history_ = self._of_first_process(self.history_)
         self._keep_history(phase)
+
+    def _of_first_process(self, value: Any) -> Any:
+        """What the first process of distributed training has, in all of them; in other training `value` itself."""
+        trainer = getattr(self, "trainer", None)
+        return value if trainer is None else trainer.strategy.broadcast(value)
 
     def _keep_history(self, phase: str) -> None:
         if not self.history_:
@@ -353,6 +361,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             n_steps=options.prior_steps,
             random_state=int(torch.randint(2**31, ())),
         )
+        # Processes have fitted the same, but for the last digits on different machines: they must not choose differently.
+        choice = self._of_first_process(choice)
         self.module.start_from_mixture(choice.fit.mixture)
         self.restarts_ = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
         self.group_choice_ = choice.table()
@@ -371,7 +381,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         refit_proportions(prior, z, torch.as_tensor(index), times, labels=known)
         if known is None:
             prior.reorder_by_start()
-        self.module.prior.load_state_dict(prior.state_dict())
+        self.module.prior.load_state_dict(self._of_first_process(prior.state_dict()))
 
     # ------------------------------------------------------------------------------------------------ results
 
