@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-    from .dynamics import GroupDynamics
-    from .dynamics.increments import IncrementDynamics
+    from .dynamics import GroupDynamics, IncrementDynamics
     from .models import DynamicVAE, Ensemble
 
 __all__ = [
@@ -399,7 +398,9 @@ def increment_fit(adata: AnnData, key: str = "increment") -> Mapping[str, Any]:
     """
     fit = adata.uns.get(key)
     if not isinstance(fit, Mapping) or fit.get("kind") != INCREMENT:
-        fits = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") == INCREMENT]
+        fits = [
+            name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") == INCREMENT
+        ]
         found = f"fits of it are under: {', '.join(fits)}" if fits else "there is none in this AnnData"
         msg = f"uns has no fit of the increment model under {key!r}; {found}. Run dp.stats.fit_increment(adata, ...) first."
         raise KeyError(msg)
@@ -414,7 +415,7 @@ def increment_fit(adata: AnnData, key: str = "increment") -> Mapping[str, Any]:
 
 def _increments(adata: AnnData, key: str) -> IncrementDynamics:
     """Of the units of this AnnData, in its order."""
-    from .dynamics.increments import IncrementDynamics
+    from .dynamics import IncrementDynamics
 
     fitted = IncrementDynamics.from_arrays(increment_fit(adata, key)["state"])
     rows = pd.Index(fitted.units).get_indexer(adata.obs_names.astype(str))

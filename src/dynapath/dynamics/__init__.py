@@ -4,6 +4,7 @@ from .bootstrap import bootstrap_mixture
 from .choose_groups import GroupChoice, choose_n_groups
 from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale, Trajectories
+from .increments import IncrementDynamics
 from .linear import flow, moments, noise_covariance, propagator, velocity
 from .mixture import LinearMixture, Marginals, marginal_log_prob
 from .project_velocity import project_velocity
@@ -11,6 +12,7 @@ from .project_velocity import project_velocity
 __all__ = [
     "GroupChoice",
     "GroupDynamics",
+    "IncrementDynamics",
     "LinearMixture",
     "Marginals",
     "MixtureFit",
