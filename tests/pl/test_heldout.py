@@ -128,7 +128,7 @@ def test_the_legend_names_what_is_there_and_the_floor_of_fewer_cells():
 
 @pytest.mark.parametrize(("width", "columns"), [(3.35, 1), (6.9, 2)])
 def test_panels_are_side_by_side_where_there_is_room(width, columns):
-    axes = draw(figsize=(width, 5))
+    axes = draw(figsize=(width, 5.0))
     assert len({ax.get_subplotspec().colspan.start for ax in axes}) == columns
     named = [ax for ax in axes if any(rows(ax))]
     assert len(named) == 3 - columns

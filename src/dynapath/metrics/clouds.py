@@ -15,6 +15,7 @@ unbiased: two samples of one distribution are apart, the more so the fewer cells
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 FloatArray = NDArray[np.float64]
-Counts = sparse.csr_matrix | sparse.csr_array | NDArray
+Counts: TypeAlias = NDArray | sparse.csr_matrix | sparse.csr_array
 
 # Cells per block of distances: 2,048 x 20,000 distances are 330 MB.
 _BLOCK = 2048
@@ -124,8 +125,8 @@ def _cloud(name: str, points: ArrayLike, *, at_least: int) -> FloatArray:
 
 
 def _matrix(name: str, counts: Counts) -> sparse.csr_matrix:
-    if np.ndim(counts) != 2 or counts.shape[0] < 1:
-        msg = f"{name} must have one row a cell, at least one, and one column a gene; its shape is {np.shape(counts)}."
+    if counts.ndim != 2 or counts.shape[0] < 1:
+        msg = f"{name} must have one row a cell, at least one, and one column a gene; its shape is {counts.shape}."
         raise ValueError(msg)
     return sparse.csr_matrix(counts)
 

@@ -5,12 +5,13 @@ With t between the observed t0 and t1, s = (t - t0)/(t1 - t0) in real time, not 
     forward           cells of t0 as they are
     backward          cells of t1 as they are
     mixture           cells of t0 and t1 in proportions 1 - s and s
-    mean_shift        cells of the nearer of both, moved by (m1 - m0)(t - t_near)/(t1 - t0), with means m in PCs; beyond the
-                      first or last time, its cells, moved on by the displacement between the two times next to it
+    mean_shift        cells of the nearer of both (t1 if both are as near), moved by (m1 - m0)(t - t_near)/(t1 - t0) with
+                      the means m in PCs; beyond the first or last time, its cells, moved on by the displacement between
+                      the two times next to it
     ot_interpolation  pairs from the optimal coupling of t0 with t1 in PCs, at the fraction s of their way
 
-A random part of the cells is taken where more are there than wanted, and all of them, which are fewer, where not: a cell
-counted twice would be too close to itself. That is said for rows; pairs may share a cell.
+Cells are used once: a random part of them where there are more than wanted, all of them, which is fewer than wanted, where
+not. For a cell that is there twice is too close to itself, and distances would punish that. Pairs may share a cell.
 """
 
 from __future__ import annotations

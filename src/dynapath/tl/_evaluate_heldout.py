@@ -518,7 +518,7 @@ def _warn_of_better_baselines(time: float, energy: Mapping[str, float]) -> None:
         better = sum(value < model for value in baselines.values())
         warnings.warn(
             f"At the held-out time {time:g} the baseline {best!r} is closer to the true cells than the dynamic VAE (energy "
-            f"distance {baselines[best]:.3g} against {model:.3g}; {better} of {len(baselines)} baselines are closer). Unless "
+            f"distance {baselines[best]:.3g} against {model:.3g}; {better} of {len(baselines)} baselines closer). Unless "
             "the difference is as small as the floor varies between seeds, the model adds nothing to that rule at such times.",
             UserWarning,
             stacklevel=3,
