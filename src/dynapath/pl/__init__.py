@@ -4,6 +4,7 @@ from ._backtest import backtest
 from ._heldout import heldout
 from ._latent_phase import latent_phase
 from ._latent_trajectories import latent_trajectories
+from ._loss_profile import loss_profile
 from ._missing_reports import missing_reports
 from ._n_groups import n_groups
 from ._velocity_embedding import velocity_embedding
@@ -13,6 +14,7 @@ __all__ = [
     "heldout",
     "latent_phase",
     "latent_trajectories",
+    "loss_profile",
     "missing_reports",
     "n_groups",
     "velocity_embedding",

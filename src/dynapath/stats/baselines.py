@@ -27,6 +27,13 @@ def carry_forward(y: Reports) -> Reports:
     return np.take_along_axis(y, last, axis=1)
 
 
+def zero_before_first(y: Reports) -> Reports:
+    """0 for the days before a unit's first report; units without any stay NaN."""
+    reported = ~np.isnan(y)
+    before = ~np.logical_or.accumulate(reported, axis=1) & reported.any(1, keepdims=True)
+    return np.where(before, 0.0, y)
+
+
 def interpolate(y: Reports) -> Reports:
     """Straight lines between reports; the last one carried forward, NaN before the first."""
     t = np.arange(y.shape[1])
@@ -68,10 +75,12 @@ def ols(y: Reports, x: Steps, ahead: Steps) -> Levels:
 def ols_published(y: Reports, x: Steps, ahead: Steps) -> Levels:
     """The published regression: each change on level and covariates at its END, then used as if they were before it.
 
-    The coefficients answer another question than they are asked. Kept to reproduce the publication.
+    The coefficients answer another question than they are asked. Days before the first report count as 0, as there. Kept
+    to reproduce the publication.
     """
-    filled = carry_forward(y)
-    return _iterate(filled[:, -1], published_coefficients(y, np.concatenate([x, ahead[:, :, :1]], axis=2)), ahead)
+    y = zero_before_first(y)
+    b = published_coefficients(y, np.concatenate([x, ahead[:, :, :1]], axis=2))
+    return _iterate(carry_forward(y)[:, -1], b, ahead)
 
 
 BASELINES: dict[str, Baseline] = {
