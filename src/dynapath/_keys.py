@@ -108,6 +108,11 @@ class IncrementKeys:
         return f"{self.key}_resid"
 
     @property
+    def observed(self) -> str:
+        """`layers`: where a report was received, if that was given as an array."""
+        return f"{self.key}_observed"
+
+    @property
     def imputed(self) -> str:
         """`layers`: reports, and what was imputed for those missing."""
         return f"{self.key}_imputed"
@@ -135,7 +140,7 @@ class IncrementKeys:
     @property
     def layers(self) -> tuple[str, ...]:
         """All layers."""
-        return self.state, self.resid, self.imputed, self.imputed_lower, self.imputed_upper
+        return self.state, self.resid, self.observed, self.imputed, self.imputed_lower, self.imputed_upper
 
 
 def colors_key(column: str) -> str:

@@ -81,6 +81,11 @@ def write_group_dynamics(
     adata.uns[key] = content
 
 
+def write_bootstrap(adata: AnnData, key: str, content: Mapping[str, Any]) -> None:
+    """Put draws beside the fit they belong to, in place of earlier ones."""
+    adata.uns[key]["bootstrap"] = for_uns(content)
+
+
 def write_embedded_velocity(
     adata: AnnData, key: str, basis: str, arrows: NDArray[np.floating], settings: Mapping[str, Any]
 ) -> None:
@@ -113,6 +118,18 @@ def write_increment(
         adata.obs[column] = values
     adata.layers.update(layers)
     adata.uns[key] = content
+
+
+def write_imputed(
+    adata: AnnData, key: str, *, layers: Mapping[str, NDArray[np.floating]], settings: Mapping[str, Any]
+) -> None:
+    """Write imputed values into the slots of a fit; those written before are removed first."""
+    names = IncrementKeys(key)
+    for slot in (names.imputed, names.imputed_lower, names.imputed_upper):
+        if slot in adata.layers:
+            del adata.layers[slot]
+    adata.layers.update(layers)
+    adata.uns[key]["imputed"] = for_uns(settings)
 
 
 def for_uns(value: Any) -> Any:

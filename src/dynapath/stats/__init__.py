@@ -1,12 +1,20 @@
 """Estimation from small, longitudinal data: panels of daily reports."""
 
+from ._fit_increment import fit_increment
+from ._impute_increment import impute_increment
+from ._predict_increment import predict_increment
 from .backtest import backtest, compare_forecasts, temporal_subsets
+from .increment.bootstrap import Bootstrap
 from .profile import profile_loss
 from .sensitivity import sensitivity
 
 __all__ = [
+    "Bootstrap",
     "backtest",
     "compare_forecasts",
+    "fit_increment",
+    "impute_increment",
+    "predict_increment",
     "profile_loss",
     "sensitivity",
     "temporal_subsets",

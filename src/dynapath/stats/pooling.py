@@ -77,8 +77,8 @@ def pool(
     L = np.zeros((p, p))
     log_sigma2 = 0.0
     if sigma2 is None:
-        own = squares - np.einsum("uk,uk->u", rho, np.linalg.lstsq(H.mean(0), rho.T, rcond=None)[0].T)
-        log_sigma2 = float(np.log(max(np.abs(own).sum() / n.sum(), 1e-12)))
+        left = squares - (rho * _times(np.linalg.pinv(H, hermitian=True), rho)).sum(1)
+        log_sigma2 = float(np.log(max(left.sum() / n.sum(), 1e-12))) if near is None else float(np.log(near.sigma2[0]))
     if covariance is not None:
         values, vectors = np.linalg.eigh(covariance / scale[:, None] / scale)
         L = vectors * np.sqrt(np.maximum(values, 0.0))
@@ -88,7 +88,7 @@ def pool(
         typical = np.median(sigma2) if sigma2 is not None else np.exp(log_sigma2)
         spread = np.sqrt(typical / max(np.median(n), 1.0))
         L[np.diag_indices(p)] = np.where(varies, spread, 0.0)
-        if near is not None and sigma2 is not None:
+        if near is not None:
             L = _root(near.covariance / scale[:, None] / scale, spread * varies)
 
     def unpack(x: NDArray) -> tuple[NDArray, float]:
@@ -163,11 +163,12 @@ class _Model:
     def _parts(self, L: NDArray, log_sigma2: float) -> tuple[NDArray, ...]:
         sigma2 = np.full(len(self.H), np.exp(log_sigma2)) if self.sigma2 is None else self.sigma2
         A, r = self.H / sigma2[:, None, None], self.rho / sigma2[:, None]
-        inner = np.eye(len(L)) + L.T @ A @ L
-        V = L @ np.linalg.solve(inner, np.broadcast_to(L.T, A.shape))
-        AV = A @ V
-        W = A - AV @ A
-        mu, C = self._mean(W.sum(0), (r - np.einsum("uij,uj->ui", AV, r)).sum(0))
+        AL = A @ L
+        inner = np.eye(len(L)) + L.T @ AL
+        K = np.linalg.inv(inner)
+        V = L @ K @ L.T
+        W = A - AL @ K @ np.swapaxes(AL, 1, 2)
+        mu, C = self._mean(W.sum(0), (r - _times(AL @ K, r @ L)).sum(0))
         return sigma2, A, r, inner, V, W, mu, C
 
     def _mean(self, W: NDArray, right: NDArray) -> tuple[NDArray, NDArray]:
@@ -183,28 +184,30 @@ class _Model:
         """Value, score of Sigma and score of log sigma^2."""
         sigma2, A, r, inner, V, W, mu, C = self._parts(L, log_sigma2)
         gap = r - A @ mu
-        moved = np.einsum("uij,uj->ui", V, gap)
-        b = mu + moved
-        at_mean = self.squares - 2.0 * self.rho @ mu + np.einsum("uij,i,j->u", self.H, mu, mu)
+        moved = _times(V, gap)
         free = np.isnan(self.known)
+        W_sum = W.sum(0)
         value = -0.5 * (
             (self.n * np.log(sigma2)).sum()
-            + np.linalg.slogdet(inner)[1].sum()
-            + (at_mean / sigma2 - np.einsum("uk,uk->u", gap, moved)).sum()
-            + (np.linalg.slogdet(W.sum(0)[np.ix_(free, free)])[1] if free.any() else 0.0)
+            + np.log(np.linalg.det(inner)).sum()
+            + ((self.squares - 2.0 * self.rho @ mu + self.H @ mu @ mu) / sigma2).sum()
+            - (gap * moved).sum()
+            + (np.linalg.slogdet(W_sum[np.ix_(free, free)])[1] if free.any() else 0.0)
         )
-        q = r - np.einsum("uij,uj->ui", A, b)
-        score = 0.5 * (np.einsum("ui,uj->ij", q, q) - W.sum(0) + np.einsum("uij,jk,ukl->il", W, C, W))
-        VA = V @ A
+        q = gap - _times(A, moved)
+        score = 0.5 * (q.T @ q - W_sum + (W @ C @ W).sum(0))
+        if self.sigma2 is not None:
+            return float(value), score, 0.0
+        b, VA = mu + moved, V @ A
         rest = np.eye(len(L)) - VA
-        at_b = self.squares - 2.0 * np.einsum("uk,uk->u", self.rho, b) + np.einsum("uij,ui,uj->u", self.H, b, b)
-        shared = np.einsum("uji,ujk,ukl,li->u", rest, A, rest, C)
-        score_log = -0.5 * (self.n - np.einsum("ukk->u", VA) - at_b / sigma2 - shared).sum()
+        at_b = self.squares - 2.0 * (self.rho * b).sum(1) + (_times(self.H, b) * b).sum(1)
+        shared = (np.swapaxes(rest, 1, 2) @ A @ rest @ C).trace(axis1=1, axis2=2)
+        score_log = -0.5 * (self.n - VA.trace(axis1=1, axis2=2) - at_b / sigma2 - shared).sum()
         return float(value), score, float(score_log)
 
     def pooled(self, L: NDArray, log_sigma2: float, scale: NDArray) -> Pooled:
         sigma2, A, r, _, V, _, mu, C = self._parts(L, log_sigma2)
-        moved = np.einsum("uij,uj->ui", V, r - A @ mu)
+        moved = _times(V, r - A @ mu)
         square = scale[:, None] * scale
         return Pooled(
             mean=mu * scale,
@@ -212,9 +215,14 @@ class _Model:
             mean_covariance=C * square,
             sigma2=sigma2,
             unit_mean=(mu + moved) * scale,
-            score=(r - np.einsum("uij,uj->ui", A, mu + moved)) / scale,
-            spent=np.einsum("uij,uji->u", V, A),
+            score=(r - _times(A, mu + moved)) / scale,
+            spent=(V @ A).trace(axis1=1, axis2=2),
         )
+
+
+def _times(matrices: NDArray, vectors: NDArray) -> NDArray:
+    """Each unit's matrix times its vector."""
+    return (matrices @ vectors[:, :, None])[:, :, 0]
 
 
 def unit_covariance(

@@ -73,7 +73,7 @@ def estimate(
         if sigma == "common":
             sigma2 = np.where(status == NO_DATA, np.nan, _mean_variance(problem, sigma2, k))
         return replace(own, sigma2=sigma2)
-    return _pooled(problem, modes, status, replace(own, sigma2=sigma2), sigma, covariance)
+    return _pooled(problem, modes, status, replace(own, sigma2=sigma2), sigma, covariance, near)
 
 
 def _individual(problem: Problem, status: NDArray[np.object_], near: NDArray | None) -> Estimate:
@@ -122,6 +122,7 @@ def _pooled(
     own: Estimate,
     sigma: str,
     covariance: NDArray | None,
+    near: Estimate | None,
 ) -> Estimate:
     k, single = len(modes), modes == "individual"
     used = status == OK
@@ -141,7 +142,10 @@ def _pooled(
         # A variance proportional to the number of reports gives each unit's mean loss the same weight.
         sigma2 = np.maximum(n, 1.0)
 
-    params, n_iter, before, rounds = np.nan_to_num(own.params), own.n_iter.copy(), None, 0
+    params, n_iter, rounds = np.nan_to_num(own.params), own.n_iter.copy(), 0
+    before = None
+    if near is not None and near.pooled is not None:
+        params, before = np.where(np.isfinite(near.params), near.params, params), near.pooled
     while rounds < _MAX_ROUNDS:
         rounds += 1
         pooled = _pool_expansions(

@@ -15,6 +15,7 @@ from scipy.special import gammaln
 from dynapath.dynamics.increments import IncrementDynamics
 from dynapath.read.panel import Panel, check_counts
 
+from .bootstrap import Bootstrap, Errors, refit_errors
 from .counts import estimate_overdispersion
 from .errors import covariance_of
 from .estimate import Estimate, estimate
@@ -39,6 +40,9 @@ class IncrementFit:
     loss: Float[NDArray, " unit"]  # mean over innovations: of e^2, or of the loss that was asked for
     n: Int[NDArray, " unit"]  # innovations: reports after the first
     n_iter: Int[NDArray, " unit"]
+    pooling: dict[str, str]  # how each coefficient was pooled
+    weights: str
+    bounds: tuple[float, float]  # of the state coefficient
     state: Float[NDArray, "unit day"] = field(repr=False)
     resid: Float[NDArray, "unit day"] = field(repr=False)
 
@@ -79,20 +83,23 @@ def fit(
     max_iter: int | None = None,
     learning_rate: float | tuple[float, ...] | None = None,
     sigma: Literal["own", "common"] = "own",
-    se: Literal["hessian", "sandwich"] | None = None,
+    se: Literal["hessian", "sandwich", "bootstrap"] | None = None,
+    bias_correction: bool = False,
+    bootstrap: Bootstrap | None = None,
+    random_state: int | None = 0,
     progress: bool = True,
 ) -> IncrementFit:
     """The increment model on a panel of arrays; arguments as in :func:`dynapath.stats.fit_increment`."""
     modes = modes_of(pooling, panel.coefficients)
     weights = weights or ("gap" if (modes == "partial").any() and loss == "squared" else "equal")
-    check_choices(modes, method, weights, loss, sigma, se)
+    check_choices(modes, method, weights, loss, sigma, se, refits=bias_correction or se == "bootstrap")
     check_counts(panel, loss if isinstance(loss, str) else "")
     steps = max_iter if max_iter is not None else MAX_ITER_OF[method]
     problem = Problem(
         panel,
         kind=LOSSES[loss] if isinstance(loss, str) else LOSSES["squared"],
         gap=weights == "gap",
-        bounds=bounds_of(stable),
+        bounds=bounds_of(stable=stable),
         max_iter=steps,
         progress=progress,
     )
@@ -107,7 +114,17 @@ def fit(
         found = estimate(problem, modes, sigma=sigma)
     covariance = of_means = None
     if se is not None and method != "gd":  # which stops early, so that no theory of minima applies
-        covariance, of_means = covariance_of(problem, modes, found, se)
+        covariance, of_means = covariance_of(problem, modes, found, "sandwich" if se == "sandwich" else "hessian")
+    if se == "bootstrap" or bias_correction:
+        posterior, _ = covariance_of(problem, modes, found, "hessian")
+        rng = np.random.default_rng(random_state)
+        errors = refit_errors(
+            problem, modes, found, bootstrap or Bootstrap(), sigma=sigma, posterior=posterior, rng=rng
+        )
+        if bias_correction:
+            found = without_bias(problem, found, modes, errors)
+        if se == "bootstrap":
+            covariance, of_means = errors.covariance, errors.mean_covariance
     return assemble(problem, modes, found, covariance, of_means)
 
 
@@ -127,16 +144,22 @@ def modes_of(pooling: Pooling | Mapping[str, Pooling], coefficients: tuple[str, 
 
 
 def check_choices(
-    modes: NDArray[np.str_], method: str, weights: str, loss: Loss, sigma: str, se: str | None
+    modes: NDArray[np.str_], method: str, weights: str, loss: Loss, sigma: str, se: str | None, *, refits: bool
 ) -> None:
     """Whether method, loss, weights, pooling and errors go together."""
     _check_literal("method", method, tuple(MAX_ITER_OF))
     _check_literal("weights", weights, ("equal", "gap"))
     _check_literal("sigma", sigma, ("own", "common"))
+    _check_literal("se", se, ("hessian", "sandwich", "bootstrap", None))
+    if refits and method != "lm":
+        msg = f"Refits (se='bootstrap', bias_correction=True) are made with method='lm' only, not with {method!r}."
+        raise ValueError(msg)
     if isinstance(loss, str):
         _check_literal("loss", loss, tuple(LOSSES))
     elif not callable(loss):
-        msg = f"loss must be one of {', '.join(LOSSES)}, or a function of predicted and reported values; it is {loss!r}."
+        msg = (
+            f"loss must be one of {', '.join(LOSSES)}, or a function of predicted and reported values; it is {loss!r}."
+        )
         raise TypeError(msg)
     if callable(loss) and method not in ("adam", "lbfgs"):
         msg = f"method={method!r} minimises known losses only; for your own loss use method='lbfgs' or 'adam'."
@@ -161,7 +184,20 @@ def check_choices(
         raise ValueError(msg)
 
 
-def bounds_of(stable: bool | tuple[float, float]) -> tuple[float, float]:
+def without_bias(problem: Problem, found: Estimate, modes: NDArray[np.str_], errors: Errors) -> Estimate:
+    """Estimates less the bias that refits showed; the state coefficient stays within its bounds."""
+    params = found.params - np.nan_to_num(errors.bias)
+    params[:, 1] = np.clip(params[:, 1], *problem.bounds)
+    if found.pooled is None:
+        return replace(found, params=params)
+    mean = found.pooled.mean - errors.mean_bias
+    shared = modes == "global"
+    params[:, shared] = np.where(np.isfinite(params[:, shared]), mean[shared[modes != "individual"]], np.nan)
+    params[:, 1] = np.clip(params[:, 1], *problem.bounds)
+    return replace(found, params=params, pooled=replace(found.pooled, mean=mean))
+
+
+def bounds_of(*, stable: bool | tuple[float, float]) -> tuple[float, float]:
     """Bounds of the state coefficient: [-1, 0], none, or those given."""
     if stable is True:
         return STABLE
@@ -292,7 +328,9 @@ def assemble(
         mean_covariance=mean_covariance,
         spread=spread,
     )
-    return IncrementFit(dynamics, loss, n, found.n_iter, state, resid)
+    pooling = dict(zip(panel.coefficients, map(str, modes), strict=True))
+    weights = "gap" if problem.gap else "equal"
+    return IncrementFit(dynamics, loss, n, found.n_iter, pooling, weights, problem.bounds, state, resid)
 
 
 def _check_literal(name: str, value: object, known: tuple[str, ...]) -> None:
