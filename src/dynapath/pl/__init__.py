@@ -2,6 +2,8 @@
 
 from ._backtest import backtest
 from ._heldout import heldout
+from ._increment_params import increment_params
+from ._increment_trajectory import increment_trajectory
 from ._latent_phase import latent_phase
 from ._latent_trajectories import latent_trajectories
 from ._loss_profile import loss_profile
@@ -12,6 +14,8 @@ from ._velocity_embedding import velocity_embedding
 __all__ = [
     "backtest",
     "heldout",
+    "increment_params",
+    "increment_trajectory",
     "latent_phase",
     "latent_trajectories",
     "loss_profile",

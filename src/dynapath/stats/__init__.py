@@ -4,6 +4,7 @@ from ._fit_increment import fit_increment
 from ._impute_increment import impute_increment
 from ._predict_increment import predict_increment
 from .backtest import backtest, compare_forecasts, temporal_subsets
+from .censoring import censoring_study, mask_reports
 from .increment.bootstrap import Bootstrap
 from .profile import profile_loss
 from .sensitivity import sensitivity
@@ -11,9 +12,11 @@ from .sensitivity import sensitivity
 __all__ = [
     "Bootstrap",
     "backtest",
+    "censoring_study",
     "compare_forecasts",
     "fit_increment",
     "impute_increment",
+    "mask_reports",
     "predict_increment",
     "profile_loss",
     "sensitivity",
