@@ -37,7 +37,9 @@ def fitted():
 def test_trajectories_have_a_row_for_each_group_time_and_dimension(fitted):
     table = dp.get.trajectories(fitted, n_grid=7)
     assert list(table.columns) == [
-        *("group", "time", "dimension", "mean", "sd", "lower", "upper", "proportion", "extrapolated")
+        *("group", "time", "dimension", "mean", "sd", "lower", "upper", "mean_lower", "mean_upper"),
+        *("velocity", "velocity_lower", "velocity_upper", "proportion", "proportion_lower", "proportion_upper"),
+        "extrapolated",
     ]
     assert len(table) == 3 * 7 * 2
     assert not table.duplicated(["group", "time", "dimension"]).any()
@@ -55,6 +57,7 @@ def test_trajectories_are_the_moments_of_the_dynamics(fitted, key):
         k, t, j = int(row.group), times.index(row.time), row.dimension - 1
         assert row.mean == pytest.approx(path.mean[k, t, j])
         assert row.sd == pytest.approx(np.sqrt(path.cov[k, t, j, j]))
+        assert row.velocity == pytest.approx(path.velocity[k, t, j])
         assert row.proportion == pytest.approx(path.proportions[k, t])
 
 

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from .dynamics import GroupDynamics, IncrementDynamics
     from .models import DynamicVAE, Ensemble
+    from .models.draws import Draws
+    from .models.gene_paths import FoundGenes
 
 __all__ = [
     "dynamics",
+    "gene_trajectories",
     "history",
     "increment_fit",
     "increment_params",
@@ -136,24 +139,43 @@ def trajectories(
     times
         In the unit of the data, not before the first snapshot; by default `n_grid` times from the first to the last.
     level
-        Probability of the band in which a cell of the group lies.
+        Probability of the bands.
 
     Returns
     -------
-    One row per group, time and latent dimension: `group`, `time`, `dimension` (from 1), `mean`, `sd`, `lower`, `upper`
-    (the band of cells, not the uncertainty of the mean), `proportion` of the group at that time, `extrapolated`.
+    One row per group, time and latent dimension: `group`, `time`, `dimension` (from 1); `mean`, `sd`, `lower`, `upper` (the
+    band in which a cell of the group lies); `velocity` of the mean per unit of time; `proportion` of the group at that time;
+    `extrapolated`. How well the data fix these is in `mean_lower`, `mean_upper`, `velocity_lower`, `velocity_upper`,
+    `proportion_lower`, `proportion_upper`: of a bootstrap (:func:`dynapath.tl.bootstrap`), of several members, or of both;
+    NaN without either.
     """
+    from scipy.special import expit, logit
     from scipy.stats import norm
 
-    fitted = dynamics(adata, key)
+    from .models.draws import check_level, half_width
+
+    members = draws(adata, key)
+    fitted = members[0].fit
     observed = fitted.observed_times
     grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
     path = fitted.trajectories(grid)
     K, T, d = path.mean.shape
     group, time, dimension = (axis.ravel() for axis in np.meshgrid(range(K), range(T), range(d), indexing="ij"))
-    mean = path.mean.ravel()
+    mean, velocity = path.mean.ravel(), path.velocity.ravel()
     sd = np.sqrt(np.diagonal(path.cov, axis1=-2, axis2=-1)).ravel()
-    half = norm.ppf((1 + level) / 2) * sd
+    half = norm.ppf((1 + check_level(level)) / 2) * sd
+
+    drawn = [member.dynamics.trajectories(grid) for member in members]
+    to_reference = [member.to_reference for member in members]
+    batched = lambda values, ndim: values if values.ndim > ndim else values[None]
+    of_mean = half_width([batched(m.points(p.mean), 3) for m, p in zip(to_reference, drawn, strict=True)], level)
+    of_velocity = half_width(
+        [batched(m.velocities(p.velocity), 3) for m, p in zip(to_reference, drawn, strict=True)], level
+    )
+    # Proportions are about normal as log-odds.
+    odds = lambda share: logit(np.clip(share, 1e-12, 1 - 1e-12))
+    of_share = half_width([odds(batched(p.proportions, 2)) for p in drawn], level)
+    share = path.proportions
     return pd.DataFrame(
         {
             "group": pd.Categorical(group.astype(str), categories=[str(k) for k in range(K)]),
@@ -163,10 +185,142 @@ def trajectories(
             "sd": sd,
             "lower": mean - half,
             "upper": mean + half,
-            "proportion": path.proportions[group, time],
+            "mean_lower": mean - of_mean.ravel(),
+            "mean_upper": mean + of_mean.ravel(),
+            "velocity": velocity,
+            "velocity_lower": velocity - of_velocity.ravel(),
+            "velocity_upper": velocity + of_velocity.ravel(),
+            "proportion": share[group, time],
+            "proportion_lower": expit(odds(share) - of_share)[group, time],
+            "proportion_upper": expit(odds(share) + of_share)[group, time],
             "extrapolated": grid[time] > observed[-1],
         }
     )
+
+
+def draws(adata: AnnData, key: str = "dynvae") -> list[Draws]:
+    """Each member of a fit with its bootstrap, as far as there is one; neither networks nor counts are needed."""
+    from .dynamics import GroupDynamics
+    from .metrics import AffineMap
+    from .models.draws import Draws
+    from .models.last_layer import LastLayerError
+
+    fit = _fit(adata, key)
+    d = int(fit["params"]["n_latent"])
+    resampled = fit.get("bootstrap", {})
+    found = []
+    for m, state in {"0": fit["state"], **fit["state"].get("members", {})}.items():
+        mapped = state.get("to_reference", {"matrix": np.eye(d), "offset": np.zeros(d)})
+        own = resampled.get(m, {})
+        found.append(
+            Draws(
+                fit=GroupDynamics.from_arrays(state["dynamics"]),
+                bootstrap=GroupDynamics.from_arrays(own["dynamics"]) if "dynamics" in own else None,
+                to_reference=AffineMap(np.asarray(mapped["matrix"], float), np.asarray(mapped["offset"], float)),
+                last_layer=LastLayerError.from_arrays(own["last_layer"]) if "last_layer" in own else None,
+            )
+        )
+    return found
+
+
+def gene_trajectories(
+    adata: AnnData,
+    genes: str | Sequence[str],
+    key: str = "dynvae",
+    *,
+    times: ArrayLike | None = None,
+    n_grid: int = 25,
+    level: float = 0.9,
+) -> pd.DataFrame:
+    """Decoded means of genes along the paths of the groups, and how fast they change.
+
+    Parameters
+    ----------
+    adata
+        With a fit of counts under `key`; the genes and counts must be those of the fit, a subset of the cells will do.
+    genes
+        Names in `var_names`.
+    times
+        In the unit of the data, not before the first snapshot; by default `n_grid` times from the first to the last.
+    level
+        Probability of the bands.
+
+    Returns
+    -------
+    One row per group, gene and time: `group`, `gene`, `time`; `mean`, the expected counts per 1e4 counts of a cell (per 1e4
+    size factors where the fit had them), averaged over the states of the group at that time; `lower`, `upper`; `velocity`,
+    the change of the mean per unit of time; `velocity_lower`, `velocity_upper`; `extrapolated`. Several batches are averaged
+    with equal weight, whatever their number of cells; excess zeros are left out. With several members, means are theirs.
+
+    Bands are about the mean, not of single cells. They need a bootstrap (:func:`dynapath.tl.bootstrap`), several members,
+    or both, and are NaN without either.
+
+    Raises
+    ------
+    KeyError : for unknown genes, with names like theirs.
+    ValueError : for a fit with `use_rep`, which has no decoder, and for times before the first snapshot.
+
+    Notes
+    -----
+    On four simulated scenarios, 2,250 cells, 200 genes, bootstrap but one member, bands of 90 % hold 85 % of the true group
+    means (see the user guide for what is left out).
+    """
+    from .models.draws import check_level, half_width
+
+    check_level(level)
+    names = gene_names(adata, genes)
+    observed = dynamics(adata, key).observed_times
+    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
+    found = gene_paths(adata, key, grid, adata.var_names.get_indexer(names))
+    # Means are about normal as logarithms.
+    factor = np.exp(half_width([np.log(paths.mean) for paths in found.draws], level))
+    half = half_width([paths.velocity for paths in found.draws], level)
+    columns = {
+        "mean": found.mean,
+        "lower": found.mean / factor,
+        "upper": found.mean * factor,
+        "velocity": found.velocity,
+        "velocity_lower": found.velocity - half,
+        "velocity_upper": found.velocity + half,
+    }
+    K, T, G = found.mean.shape
+    group, gene, time = (axis.ravel() for axis in np.meshgrid(range(K), range(G), range(T), indexing="ij"))
+    return pd.DataFrame(
+        {
+            "group": pd.Categorical(group.astype(str), categories=[str(k) for k in range(K)]),
+            "gene": pd.Categorical.from_codes(gene, categories=names),
+            "time": grid[time],
+            **{name: values.swapaxes(1, 2).ravel() for name, values in columns.items()},
+            "extrapolated": grid[time] > observed[-1],
+        }
+    )
+
+
+def gene_paths(adata: AnnData, key: str, times: NDArray[np.float64], columns: NDArray[np.intp]) -> FoundGenes:
+    """Decoded group means of some genes: the estimate, and the draws of each member.
+
+    Raises
+    ------
+    ValueError : for a fit with `use_rep`.
+    """
+    from .models.gene_paths import FoundGenes, gene_paths
+
+    fit = _fit(adata, key)
+    if fit["kind"] != "dynamic_vae":
+        msg = f"The fit {key!r} was made with use_rep={fit['params']['use_rep']!r} and decodes no genes. Fit without use_rep."
+        raise ValueError(msg)
+    fitted = model(adata, key)
+    members = getattr(fitted, "members", None)
+    models = members if isinstance(members, tuple) else (fitted,)
+    own, drawn = [], []
+    for one, member in zip(models, draws(adata, key), strict=True):
+        own.append(gene_paths(one.module, member.fit, times, genes=columns))
+        if member.bootstrap is None:
+            drawn.append(own[-1])
+        else:
+            drawn.append(gene_paths(one.module, member.bootstrap, times, genes=columns, error=member.last_layer))
+    mean, velocity = (np.mean([getattr(paths, name)[0] for paths in own], axis=0) for name in ("mean", "velocity"))
+    return FoundGenes(mean.astype(float), velocity.astype(float), tuple(drawn))
 
 
 def observed_proportions(adata: AnnData, key: str = "dynvae", *, level: float = 0.9) -> pd.DataFrame:

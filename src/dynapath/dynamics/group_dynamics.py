@@ -103,7 +103,8 @@ class GroupDynamics:
         """Times as the mixture sees them."""
         return torch.as_tensor(self.time_scale.scaled(times))
 
-    def _from_first_snapshot(self, times: ArrayLike) -> FloatArray:
+    def from_first_snapshot(self, times: ArrayLike) -> FloatArray:
+        """`times` as an array, if a covariance can be had at all of them."""
         times, first = np.atleast_1d(np.asarray(times, dtype=float)), self.observed_times[0]
         if (times < first).any():
             msg = (
@@ -121,7 +122,7 @@ class GroupDynamics:
         ------
         ValueError : for a time before the first snapshot, where a covariance cannot be had.
         """
-        times = self._from_first_snapshot(times)
+        times = self.from_first_snapshot(times)
         now = self.mixture.at(self.model_times(times))
         return Trajectories(
             times=times,
@@ -166,7 +167,7 @@ class GroupDynamics:
         ------
         ValueError : for a time before the first snapshot, where a covariance cannot be had.
         """
-        times = self._from_first_snapshot(times)
+        times = self.from_first_snapshot(times)
         seed = int(np.random.default_rng(random_state).integers(2**31))
         generator = torch.Generator().manual_seed(seed)
         z, group = self.mixture.sample(self.model_times(times), n_cells, generator)

@@ -1,8 +1,9 @@
 """Verbs on AnnData: fit, predict and evaluate."""
 
+from ._bootstrap import bootstrap
 from ._embed_velocity import embed_velocity
 from ._evaluate_heldout import evaluate_heldout
 from ._fit_dynamic_vae import fit_dynamic_vae
 from ._predict_cells import predict_cells
 
-__all__ = ["embed_velocity", "evaluate_heldout", "fit_dynamic_vae", "predict_cells"]
+__all__ = ["bootstrap", "embed_velocity", "evaluate_heldout", "fit_dynamic_vae", "predict_cells"]

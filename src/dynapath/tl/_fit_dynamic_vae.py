@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior, Training
 from dynapath.read import counts as read
 
+from ._bootstrap import bootstrap, check_n_bootstrap
 from ._number_of_groups import judge_choice, numbers_to_try
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def fit_dynamic_vae(
     prior: Prior | None = None,
     training: Training | None = None,
     max_epochs: int | None = None,
+    n_bootstrap: int = 0,
     key_added: str = "dynvae",
     random_state: int | None = 0,
     copy: bool = False,
@@ -103,6 +105,9 @@ def fit_dynamic_vae(
         Rarer options, see :class:`dynapath.models.Prior` and :class:`dynapath.models.Training`.
     max_epochs
         Epochs of the static phase; the joint phase takes four fifths as many. By default by number of cells.
+    n_bootstrap
+        Refits to resampled cells, which give trajectories and genes their bands: :func:`dynapath.tl.bootstrap` right after
+        the fit. 0 for none.
     key_added
         Under which the results are stored. A previous fit under this key is replaced as a whole.
     random_state
@@ -128,7 +133,7 @@ def fit_dynamic_vae(
     Raises
     ------
     KeyError, ValueError : for input that cannot be used, before anything is written.
-    FloatingPointError : if training diverges; nothing is written.
+    FloatingPointError : if training diverges; nothing is written. If only the bootstrap does, the fit stays.
 
     Notes
     -----
@@ -163,6 +168,7 @@ def fit_dynamic_vae(
     if use_rep is not None and n_members > 1:
         msg = f"n_members={n_members} needs networks that can differ; with use_rep there are none. Leave it at 1."
         raise ValueError(msg)
+    check_n_bootstrap(n_bootstrap)
     write.check_key_is_free(adata, key_added)
     seed = concrete_seed(random_state)
     fit = _fit_on_representation if use_rep is not None else _fit_on_counts
@@ -185,6 +191,8 @@ def fit_dynamic_vae(
     fit(
         adata, options, model, prior or Prior(), training or Training(), max_epochs, key_added, dict(train_kwargs or {})
     )
+    if n_bootstrap:
+        bootstrap(adata, key=key_added, n_bootstrap=n_bootstrap, random_state=seed)
     return adata if copy else None
 
 
@@ -235,6 +243,7 @@ def _fit_on_counts(
                 **options,
                 **reference.settings,
                 "n_groups": reference.dynamics.n_groups,
+                "n_cells": snapshots.n_cells,
                 "n_latent": n_latent,
                 "genes": list(snapshots.genes),
             },
@@ -441,7 +450,9 @@ def _fit_on_representation(
             "params": {
                 **options,
                 "n_groups": dynamics.n_groups,
+                "n_cells": len(points),
                 "n_latent": points.shape[1],
+                "prior": asdict(prior),
                 "observed_times": dynamics.observed_times,
             },
             "n_groups": None if given else choice.table(),
