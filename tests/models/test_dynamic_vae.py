@@ -89,8 +89,9 @@ def test_history_has_a_row_for_each_epoch_and_names_its_terms(trained):
     assert history["phase"].tolist() == ["static"] * 2 + ["joint"] * 2
     assert np.isfinite(history[["loss", "elbo", "reconstruction", "kl"]].to_numpy()).all()
     joint = history[history["phase"] == "joint"]
+    terms = ["reconstruction", "kl", "ridge", "growth", "decoder"]
     # The mean over minibatches of the loss is that of its terms, each weighted by its number of cells.
-    np.testing.assert_allclose(joint["loss"], joint[["reconstruction", "kl", "ridge", "growth"]].sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(joint["loss"], joint[terms].sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(history["elbo"], history["reconstruction"] + history["kl"], rtol=1e-5)
 
 
@@ -248,11 +249,18 @@ def test_the_static_loss_is_that_of_scvi(trained_scvi, simulated):
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
 def test_the_joint_loss_is_the_formula(cells, likelihood):
-    model = built(cells, {"batch_key": "batch", "labels_key": "type"}, likelihood=likelihood, prior=Prior(ridge=0.3))
+    model = built(
+        cells,
+        {"batch_key": "batch", "labels_key": "type"},
+        likelihood=likelihood,
+        prior=Prior(ridge=0.3, decoder_ridge=0.2),
+    )
     module = model.module
     with torch.no_grad():
         for i, parameter in enumerate(module.prior.parameters()):
             parameter.copy_(0.6 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+        network = module.decoder.px_scale_decoder[0].weight
+        network.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     module.set_phase("joint")
     module.eval()
     tensors = minibatch(model)
@@ -288,7 +296,8 @@ def test_the_joint_loss_is_the_formula(cells, likelihood):
         log_prior[i] = logsumexp(joint) if labels[i] == "unlabelled" else joint[int(labels[i][1])]
 
     ridge, growth = 0.3 * np.mean([(A[k] ** 2).sum() for k in range(3)]), ((r - r.mean()) ** 2).sum()
-    expected = (reconstruction + 0.7 * (log_q - log_prior)).mean() + ridge + growth
+    decoder = 0.2 * network.detach().double().square().sum().item()
+    expected = (reconstruction + 0.7 * (log_q - log_prior)).mean() + ridge + growth + decoder
     # Single precision in the network and its likelihood.
     assert output.loss.item() == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(output.reconstruction_loss["reconstruction_loss"].detach(), reconstruction, rtol=1e-4)

@@ -4,11 +4,14 @@
 
 Loss per cell, with z drawn once from q(z | x) and the group summed out analytically:
 
-    -log p(x | z) + log q(z | x) - log p(z | t),   plus ridge mean_k ||A_k||^2 + growth_penalty sum_k r_k^2.
+    -log p(x | z) + log q(z | x) - log p(z | t),   plus ridge mean_k ||A_k||^2 + growth_penalty sum_k r_k^2
+
+and, in both phases, decoder_ridge times the squared output weights of the decoder's network.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -28,30 +31,47 @@ TIME_KEY = "dynapath_time"
 class CountDecoder(DecoderSCVI):
     """SCVI's decoder, optionally with a linear path from the latent space to the logits.
 
-    With `skip`, logits = W z + network(z), the network starting small: far from the training cells the linear part
-    rules, so extrapolated states decode to something sensible. Heads that the likelihood does not use are left out.
+    With `skip`, logits = W z + shift of the batch + network(z, batch). The network starts at zero and its output weights are
+    penalised (`nonlinearity`), so it corrects what a log-linear model cannot explain: beyond the training cells, where a
+    network is arbitrary, the linear part rules. Heads that the likelihood does not use are left out.
     """
 
-    def __init__(self, n_input: int, n_output: int, *, skip: bool, zero_inflated: bool, **kwargs: Any):
-        super().__init__(n_input, n_output, **kwargs)
+    def __init__(self, n_input: int, n_output: int, *, n_batch: int, skip: bool, zero_inflated: bool, **kwargs: Any):
+        super().__init__(n_input, n_output, n_cat_list=[n_batch], **kwargs)
         del self.px_r_decoder
         if not zero_inflated:
             del self.px_dropout_decoder
         self.zero_inflated = zero_inflated
         self.skip = nn.Linear(n_input, n_output, bias=False) if skip else None
-        if skip:
-            with torch.no_grad():
-                self.px_scale_decoder[0].weight.mul_(0.1)
+        self.shift = nn.Embedding(n_batch, n_output) if skip and n_batch > 1 else None
+        with torch.no_grad():
+            if skip:
+                self.px_scale_decoder[0].weight.zero_()
                 self.px_scale_decoder[0].bias.zero_()
                 self.skip.weight.normal_(std=0.1)
+            if self.shift is not None:
+                self.shift.weight.zero_()
+
+    def linear_parameters(self) -> list[nn.Parameter]:
+        """W and the shifts of the batches; none without `skip`."""
+        return [p for part in (self.skip, self.shift) if part is not None for p in part.parameters()]
+
+    def nonlinearity(self) -> Tensor:
+        """Squared output weights of the network, summed; zero without `skip`."""
+        weight = self.px_scale_decoder[0].weight
+        return weight.square().sum() if self.skip is not None else weight.new_zeros(())
 
     def forward(
-        self, dispersion: str, z: Tensor, library: Tensor, *cat_list: Tensor | None
+        self, dispersion: str, z: Tensor, library: Tensor, batch: Tensor, *cat_list: Tensor | None
     ) -> tuple[Tensor, None, Tensor, Tensor | None]:
         """Proportions, nothing (the dispersion is the gene's), means, and logits of structural zeros."""
-        hidden = self.px_decoder(z, *cat_list)
+        hidden = self.px_decoder(z, batch, *cat_list)
         to_logits, activation = self.px_scale_decoder
-        logits = to_logits(hidden) if self.skip is None else to_logits(hidden) + self.skip(z)
+        logits = to_logits(hidden)
+        if self.skip is not None:
+            logits = logits + self.skip(z)
+        if self.shift is not None:
+            logits = logits + self.shift(batch.long().squeeze(-1))
         scale = activation(logits)
         return scale, None, library.exp() * scale, self.px_dropout_decoder(hidden) if self.zero_inflated else None
 
@@ -94,7 +114,7 @@ class DynamicVAEModule(VAE):
             n_input,
             skip=decoder == "skip",
             zero_inflated=self.gene_likelihood == "zinb",
-            n_cat_list=[self.n_batch],
+            n_batch=self.n_batch,
             n_layers=self.n_layers,
             n_hidden=self.n_hidden,
             inject_covariates=kwargs.get("deeply_inject_covariates", True),
@@ -112,6 +132,7 @@ class DynamicVAEModule(VAE):
             floor=options.floor,
         )
         self.ridge, self.growth_penalty = options.ridge, options.growth_penalty
+        self.decoder_ridge = options.decoder_ridge
         self.register_buffer(
             "label_to_group",
             torch.tensor(label_to_group, dtype=torch.long) if label_to_group else None,
@@ -165,8 +186,10 @@ class DynamicVAEModule(VAE):
         kl_weight: float | Tensor = 1.0,
     ) -> LossOutput:
         """The negative ELBO of a minibatch, and its named terms."""
+        decoder = self.decoder_ridge * self.decoder.nonlinearity()
         if self.phase == "static":
-            return super().loss(tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
+            output = super().loss(tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
+            return replace(output, loss=output.loss + decoder, extra_metrics={"decoder": decoder})
         z, qz = inference_outputs["z"], inference_outputs["qz"]
         times, time_index = torch.unique(tensors[TIME_KEY].flatten().double(), return_inverse=True)
         joint = self.prior.at(times).joint_log_prob(z, time_index)
@@ -176,8 +199,8 @@ class DynamicVAEModule(VAE):
         ridge = self.ridge * self.prior.ridge_penalty()
         growth = self.growth_penalty * self.prior.growth_penalty()
         return LossOutput(
-            loss=(reconstruction + kl_weight * kl).mean() + ridge + growth,
+            loss=(reconstruction + kl_weight * kl).mean() + ridge + growth + decoder,
             reconstruction_loss=reconstruction,
             kl_local=kl,
-            extra_metrics={"ridge": ridge, "growth": growth},
+            extra_metrics={"ridge": ridge, "growth": growth, "decoder": decoder},
         )

@@ -15,8 +15,13 @@ from scvi.train import TrainingPlan
 from tqdm import tqdm
 
 
+# All hidden units of a network move a logit together, the linear path has one weight per dimension. At equal steps the
+# network would be there first and keep what the linear path could explain.
+LINEAR_LR = 10.0
+
+
 class DynamicTrainingPlan(TrainingPlan):
-    """SCVI's plan, with a step size of its own for the dynamics."""
+    """SCVI's plan, with step sizes of their own for the dynamics and for the decoder's linear path."""
 
     def __init__(self, module: torch.nn.Module, *, prior_lr: float = 3e-3, **kwargs: Any):
         super().__init__(module, **kwargs)
@@ -26,9 +31,12 @@ class DynamicTrainingPlan(TrainingPlan):
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam over the networks, and over the dynamics without weight decay (the ridge is in the loss)."""
         prior = [p for p in self.module.prior.parameters() if p.requires_grad]
-        own = {id(p) for p in prior}
+        linear = [p for p in self.module.decoder.linear_parameters() if p.requires_grad]
+        own = {id(p) for p in [*prior, *linear]}
         networks = [p for p in self.module.parameters() if p.requires_grad and id(p) not in own]
         groups: list[dict[str, Any]] = [{"params": networks}]
+        if linear:
+            groups.append({"params": linear, "lr": LINEAR_LR * self.lr})
         if prior:
             groups.append({"params": prior, "lr": self.prior_lr, "weight_decay": 0.0})
         return {"optimizer": self.get_optimizer_creator()(groups)}

@@ -317,6 +317,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             "reconstruction_loss_train": "reconstruction",
             "kl_local_train": "kl",
             "ridge_train": "ridge",
+            "decoder_train": "decoder",
             "growth_train": "growth",
             "elbo_validation": "elbo_validation",
         }

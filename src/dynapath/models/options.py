@@ -20,6 +20,9 @@ class Prior:
     growth_penalty
         Weight of the squared growth rates under `growth="shrunk"`. Left free, groups turn into static clusters that
         take turns instead of moving.
+    decoder_ridge
+        Weight of the squared output weights of the decoder's network, in nats per cell (`Training(decoder="skip")` only).
+        The larger, the closer to log-linear the decoder: extrapolated times need it.
     share
         `"A"`: one matrix A for all groups; `"A,b"`: and one drift.
     tie_initial
@@ -30,12 +33,13 @@ class Prior:
 
     ridge: float = 0.01
     growth_penalty: float = 1.0
+    decoder_ridge: float = 0.5
     share: Share = "none"
     tie_initial: bool = False
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "growth_penalty"):
+        for name in ("ridge", "growth_penalty", "decoder_ridge"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
         _require(self, "floor", self.floor > 0, "must be positive")
         _require(self, "share", self.share in ("none", "A", "A,b"), "must be 'none', 'A' or 'A,b'")
@@ -59,7 +63,7 @@ class Training:
     n_hidden, n_layers, dropout_rate
         Encoder and decoder widths and depth; dropout of the encoder.
     decoder
-        `"skip"`: logits = W z + a small network, which extrapolates; `"mlp"`: as in SCVI.
+        `"skip"`: logits = W z + a network that corrects it, which extrapolates; `"mlp"`: as in SCVI.
     gradient_clip
         Norm at which gradients are cut in the joint phase.
     n_jobs
