@@ -130,7 +130,9 @@ class VariancePrior:
         if some.sum() < 2:
             return cls(0.0, 1.0)
         half = df[some] / 2.0
-        log = np.log(variance[some]) - digamma(half) + np.log(half)
+        # A fit that happens to be exact says nothing of how much variances differ (floored as in limma).
+        floored = np.maximum(variance[some], 1e-5 * np.median(variance[some]))
+        log = np.log(floored) - digamma(half) + np.log(half)
         between = log.var(ddof=1) - polygamma(1, half).mean()
         if between <= polygamma(1, 1e4):  # no more different than by chance
             return cls(2e4, float(np.exp(log.mean())))
