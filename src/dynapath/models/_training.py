@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainingPlan
 from tqdm import tqdm
 
-
 # All hidden units of a network move a logit together, the linear path has one weight per dimension. At equal steps the
 # network would be there first and keep what the linear path could explain.
 LINEAR_LR = 10.0
