@@ -89,7 +89,7 @@ def fit_increment(
         Keep the coefficient of the state in [-1, 0], so that states do not explode over long gaps; a unit at the bound has
         the status `"clipped"`, its other coefficients are estimated given that. Or other bounds, or False for none.
     max_iter
-        Iterations, by default 100 (`"lm"`, `"lbfgs"`), 150 (`"gd"`) or 500 (`"adam"`).
+        Iterations, by default 100 (`"lm"`), 150 (`"gd"`) or 500 (`"adam"`, `"lbfgs"`).
     learning_rate
         Steps of `"gd"` for intercept, state and covariates, or of `"adam"` relative to the scale of each (.01).
     se

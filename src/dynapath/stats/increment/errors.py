@@ -25,10 +25,18 @@ Kind = Literal["hessian", "sandwich"]
 
 
 def covariance_of(
-    problem: Problem, modes: NDArray[np.str_], found: Estimate, kind: Kind
+    problem: Problem,
+    modes: NDArray[np.str_],
+    found: Estimate,
+    kind: Kind,
+    *,
+    parts: tuple[NDArray, NDArray] | None = None,
 ) -> tuple[Float[NDArray, "unit coefficient coefficient"], Float[NDArray, "pooled pooled"] | None]:
-    """Of every unit's coefficients, and of the pooled means; NaN where there are not enough reports for it."""
-    H, M = _curvature_and_scores(problem, np.nan_to_num(found.params), found.sigma2, kind)
+    """Of every unit's coefficients, and of the pooled means; NaN where there are not enough reports for it.
+
+    `parts` are H and M, for a loss of one's own.
+    """
+    H, M = parts or _curvature_and_scores(problem, np.nan_to_num(found.params), found.sigma2, kind)
     fixed = found.status == CLIPPED
     for matrix, diagonal in ((H, 1.0), (M, 0.0)):
         matrix[fixed, 1, :] = matrix[fixed, :, 1] = 0.0

@@ -26,7 +26,7 @@ from .solve import PUBLISHED_STEPS, divergence_rule, feasible_params, gradient_d
 Pooling = Literal["individual", "global", "partial"]
 Method = Literal["lm", "gd", "adam", "lbfgs"]
 Loss = Literal["squared", "huber", "poisson", "negative_binomial"] | Callable[[Any, Any], Any]
-MAX_ITER_OF = {"lm": 100, "gd": 150, "adam": 500, "lbfgs": 100}
+MAX_ITER_OF = {"lm": 100, "gd": 150, "adam": 500, "lbfgs": 500}
 STABLE = (-1.0, 0.0)
 _HUBER = 1.345  # standard deviations: 95 % efficient where errors are normal
 _DISPERSION_ROUNDS = 4
@@ -114,7 +114,13 @@ def fit(
         found = estimate(problem, modes, sigma=sigma)
     covariance = of_means = None
     if se is not None and method != "gd":  # which stops early, so that no theory of minima applies
-        covariance, of_means = covariance_of(problem, modes, found, "sandwich" if se == "sandwich" else "hessian")
+        parts = None
+        if not isinstance(loss, str):
+            from .torch_fit import curvature_and_scores
+
+            parts = curvature_and_scores(panel, found.params, loss)
+        kind: Literal["hessian", "sandwich"] = "sandwich" if se == "sandwich" else "hessian"
+        covariance, of_means = covariance_of(problem, modes, found, kind, parts=parts)
     if se == "bootstrap" or bias_correction:
         posterior, _ = covariance_of(problem, modes, found, "hessian")
         rng = np.random.default_rng(random_state)
@@ -125,7 +131,12 @@ def fit(
             found = without_bias(problem, found, modes, errors)
         if se == "bootstrap":
             covariance, of_means = errors.covariance, errors.mean_covariance
-    return assemble(problem, modes, found, covariance, of_means)
+    result = assemble(problem, modes, found, covariance, of_means)
+    if isinstance(loss, str):
+        return result
+    from .torch_fit import mean_loss
+
+    return replace(result, loss=mean_loss(panel, found.params, loss))
 
 
 def modes_of(pooling: Pooling | Mapping[str, Pooling], coefficients: tuple[str, ...]) -> NDArray[np.str_]:
@@ -178,6 +189,9 @@ def check_choices(
         raise ValueError(msg)
     if method != "lm" and (modes == "partial").any():
         msg = f"method={method!r} knows individual and global coefficients. Use method='lm' for partial pooling."
+        raise ValueError(msg)
+    if se is not None and method in ("adam", "lbfgs") and (modes == "global").any():
+        msg = f"Errors of shared coefficients need method='lm', not {method!r}. Use that, or se=None."
         raise ValueError(msg)
     if se == "hessian" and callable(loss):
         msg = "se='hessian' needs a likelihood; for your own loss use se='sandwich', or None."
