@@ -1,5 +1,6 @@
 """Genes along paths: a linear decoder in closed form, slopes against differences, and the error of the last layer."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,7 +69,8 @@ def model():
     cells = dp.datasets.simulate_snapshots("rotating", n_cells=20, n_genes=30, times=(2, 4, 6), batch_effect=True)
     cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
     quick = Training(static_epochs=4, joint_epochs=4, n_restarts=2, prior_steps=30, n_hidden=16, progress=False)
-    with pytest.warns(UserWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         dp.tl.fit_dynamic_vae(cells, time_key="time", batch_key="batch", training=quick)
     return dp.get.model(cells)
 

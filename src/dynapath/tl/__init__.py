@@ -5,5 +5,6 @@ from ._embed_velocity import embed_velocity
 from ._evaluate_heldout import evaluate_heldout
 from ._fit_dynamic_vae import fit_dynamic_vae
 from ._predict_cells import predict_cells
+from ._rank_dynamic_genes import rank_dynamic_genes
 
-__all__ = ["bootstrap", "embed_velocity", "evaluate_heldout", "fit_dynamic_vae", "predict_cells"]
+__all__ = ["bootstrap", "embed_velocity", "evaluate_heldout", "fit_dynamic_vae", "predict_cells", "rank_dynamic_genes"]
