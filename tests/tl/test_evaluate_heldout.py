@@ -1,5 +1,6 @@
 """dp.tl.evaluate_heldout: scores of predictions of a time that was held out."""
 
+import functools
 import random
 import warnings
 
@@ -214,6 +215,21 @@ def test_options_reach_the_fit(cells, quick):
     )
     assert plain != labelled
     assert plain != pooled
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, 5), ({"random_state": 2}, 2)])
+def test_the_fit_takes_the_seed_of_the_evaluation_unless_it_has_its_own(simulated, monkeypatch, own, expected):
+    seeds = []
+
+    @functools.wraps(module.fit_dynamic_vae)
+    def refuse(*args, random_state, **kwargs):
+        seeds.append(random_state)
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "fit_dynamic_vae", refuse)
+    with pytest.raises(InterruptedError):
+        evaluate(simulated, methods=["dynvae"], fit_kwargs=own, random_state=5)
+    assert seeds == [expected]
 
 
 def test_names_may_be_given_to_functions_and_to_methods(simulated):

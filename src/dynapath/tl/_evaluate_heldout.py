@@ -235,7 +235,8 @@ def _fit_options(adata: AnnData, time_key: str, fit_kwargs: Mapping[str, Any]) -
             msg = f"fit_kwargs has {name!r}, which is no argument of dp.tl.fit_dynamic_vae."
             raise ValueError(msg)
     defaults = {name: p.default for name, p in known.items() if p.default is not p.empty}
-    return {**defaults, **fit_kwargs}
+    # Without one of its own the fit takes the seed of the evaluation.
+    return {**defaults, "random_state": None, **fit_kwargs}
 
 
 def _heldout_times(holdout: float | Sequence[float], times: NDArray[np.float64], time_key: str) -> list[float]:
