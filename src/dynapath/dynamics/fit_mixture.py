@@ -256,7 +256,10 @@ def _start(
         t = later[int(rng.integers(len(later)))]
         there = centres(t)
         _, goal = linear_sum_assignment(cdist(start[i], there, "sqeuclidean"))
-        drift[i] = (there[goal] - start[i]) / float(times[t] - times[first])
+        drift[i] = _drift_between(start[i], there[goal], float(times[t] - times[first]), copies.relaxation)
+
+    # Drifts are velocities so far; b is what A = -kappa I does not give at the start.
+    drift += copies.relaxation * start
 
     def stored(value: NDArray[np.float64], like: Tensor) -> Tensor:
         if like.shape[1] == 1:
@@ -267,6 +270,14 @@ def _start(
     copies._b.copy_(stored(drift, copies._b))
     copies._L.copy_(torch.diag_embed((sd / 2).log()).expand_as(copies._L))
     copies._log_q.fill_(-2.0)
+
+
+def _drift_between(
+    start: NDArray[np.float64], goal: NDArray[np.float64], duration: float, relaxation: float
+) -> NDArray[np.float64]:
+    """Velocity at `start` of the path under A = -kappa I that is at `goal` after `duration`."""
+    effective = -np.expm1(-relaxation * duration) / relaxation if relaxation else duration
+    return (goal - start) / effective
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def fit_representation(
     share: Share = "none",
     tie_initial: bool = False,
     floor: float = 1e-3,
+    relaxation: float = 0.0,
     ridge: float = 0.01,
     growth_penalty: float = 1.0,
     n_restarts: int = 12,
@@ -45,7 +46,7 @@ def fit_representation(
         Number of groups K; or several, of which the one with the lowest BIC is taken, `"auto"` for 1 to 6.
     labels
         Known group of each cell; any number outside 0..K-1, for the smallest K, for unknown.
-    share, tie_initial, floor, ridge, growth_penalty
+    share, tie_initial, floor, relaxation, ridge, growth_penalty
         As in :class:`dynapath.models.Prior`.
 
     Returns
@@ -64,7 +65,8 @@ def fit_representation(
     if labels is not None:
         codes = np.asarray(labels, dtype=np.int64)
         known = torch.as_tensor(np.where((codes >= 0) & (codes < candidates[0]), codes, -1))
-    structure = LinearMixture(1, points.shape[1], share=share, tie_initial=tie_initial, growth=growth, floor=floor)
+    shape = {"share": share, "tie_initial": tie_initial, "growth": growth, "floor": floor, "relaxation": relaxation}
+    structure = LinearMixture(1, points.shape[1], **shape)
     with tqdm(
         total=len(candidates) * n_steps, desc="mixture", disable=not progress, leave=False, mininterval=0.5
     ) as bar:

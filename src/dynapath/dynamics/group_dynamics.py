@@ -187,6 +187,7 @@ class GroupDynamics:
                 "tie_initial": m.tie_initial,
                 "growth": m.growth,
                 "floor": m.floor,
+                "relaxation": m.relaxation,
                 **({} if m.n_copies is None else {"n_copies": m.n_copies}),
             },
             "parameters": {name.removeprefix("_"): p.detach().cpu().numpy().copy() for name, p in m.named_parameters()},
@@ -203,6 +204,7 @@ class GroupDynamics:
             tie_initial=bool(s["tie_initial"]),
             growth=str(s["growth"]),
             floor=float(s["floor"]),
+            relaxation=float(s.get("relaxation", 0.0)),
             n_copies=int(s["n_copies"]) if "n_copies" in s else None,
         )
         with torch.no_grad():

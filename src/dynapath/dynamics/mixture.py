@@ -101,6 +101,8 @@ class LinearMixture(nn.Module):
         (the penalty that makes the difference is `growth_penalty`).
     floor
         Variance added to every covariance, in squared latent units; keeps a group from collapsing onto a cell.
+    relaxation
+        Rate kappa [1/time]: A starts at, and the ridge pulls it towards, -kappa I instead of 0.
     n_copies
         Number of independent copies held side by side (restarts); None for one without a leading dimension.
 
@@ -118,16 +120,18 @@ class LinearMixture(nn.Module):
         tie_initial: bool = False,
         growth: Growth = "shrunk",
         floor: float = 1e-3,
+        relaxation: float = 0.0,
         n_copies: int | None = None,
     ):
         super().__init__()
         self.n_groups, self.n_latent, self.n_copies = n_groups, n_latent, n_copies
         self.share, self.tie_initial, self.growth, self.floor = share, tie_initial, growth, floor
+        self.relaxation = relaxation
         batch = () if n_copies is None else (n_copies,)
         K, d = n_groups, n_latent
         of_A, of_b = (1 if share != "none" else K), (1 if share == "A,b" else K)
         of_start = 1 if tie_initial else K
-        self._A = nn.Parameter(torch.zeros(*batch, of_A, d, d))
+        self._A = nn.Parameter(torch.zeros(*batch, of_A, d, d) - relaxation * torch.eye(d))
         self._b = nn.Parameter(torch.zeros(*batch, of_b, d))
         self._m = nn.Parameter(torch.zeros(*batch, of_start, d))
         # Lower triangle of the start's Cholesky factor; its diagonal is kept as a logarithm.
@@ -235,8 +239,9 @@ class LinearMixture(nn.Module):
         return n_start + n_rates + (K - 1) * (1 if self.growth == "off" else 2)
 
     def ridge_penalty(self) -> Float[Tensor, "*batch"]:
-        """Mean over groups of ||A_k||_F^2: pulls towards constant drift, the path of least energy."""
-        return self.A.square().sum((-2, -1)).mean(-1)
+        """Mean over groups of ||A_k + kappa I||_F^2; kappa = 0 pulls towards constant drift, the path of least energy."""
+        wished = -self.relaxation * torch.eye(self.n_latent, dtype=self._A.dtype, device=self._A.device)
+        return (self.A - wished).square().sum((-2, -1)).mean(-1)
 
     def growth_penalty(self) -> Float[Tensor, "*batch"]:
         """Sum over groups of r_k^2, centred; zero unless growth is shrunk."""
@@ -293,5 +298,6 @@ class LinearMixture(nn.Module):
             tie_initial=self.tie_initial,
             growth=self.growth,
             floor=self.floor,
+            relaxation=self.relaxation,
             n_copies=n_copies,
         )

@@ -130,6 +130,7 @@ class DynamicVAEModule(VAE):
             tie_initial=options.tie_initial,
             growth=growth,
             floor=options.floor,
+            relaxation=options.relaxation,
         )
         self.ridge, self.growth_penalty = options.ridge, options.growth_penalty
         self.decoder_ridge = options.decoder_ridge

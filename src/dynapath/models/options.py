@@ -29,6 +29,10 @@ class Prior:
         All groups start as one cloud, as when they branch from a common progenitor.
     floor
         Variance added to every group's covariance, in squared latent units.
+    relaxation
+        Rate kappa, per time from first to last snapshot, of the pull towards A = -kappa I instead of A = 0: groups slow down on
+        their way, as cells do that approach a fate; half of the way is behind them after log(2)/kappa if that is short.
+        Two snapshots say nothing about it: there it is an assumption, as constant speed (0) is.
     """
 
     ridge: float = 0.01
@@ -37,9 +41,10 @@ class Prior:
     share: Share = "none"
     tie_initial: bool = False
     floor: float = 1e-3
+    relaxation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "growth_penalty", "decoder_ridge"):
+        for name in ("ridge", "growth_penalty", "decoder_ridge", "relaxation"):
             _require(self, name, getattr(self, name) >= 0, "must not be negative")
         _require(self, "floor", self.floor > 0, "must be positive")
         _require(self, "share", self.share in ("none", "A", "A,b"), "must be 'none', 'A' or 'A,b'")

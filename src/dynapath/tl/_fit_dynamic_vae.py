@@ -426,6 +426,7 @@ def _fit_on_representation(
         share=prior.share,
         tie_initial=prior.tie_initial,
         floor=prior.floor,
+        relaxation=prior.relaxation,
         ridge=prior.ridge,
         growth_penalty=prior.growth_penalty,
         n_restarts=training.n_restarts,
