@@ -143,7 +143,7 @@ def fit_increment(
 
     References
     ----------
-    Hackenberg et al. (2021), The American Statistician, doi:10.1080/00031305.2021.2019634.
+    Hackenberg et al. (2022), The American Statistician 76:270-279, doi:10.1080/00031305.2021.2002189.
 
     Examples
     --------

@@ -5,7 +5,7 @@ the trajectory. A report m days after the one before has the innovation e = y - 
 sigma^2 v_m with v <- a^2 v + 1 and a = 1 + b2: the innovations of a Kalman filter for an ARX(1) process that is observed
 without noise or not at all. Its derivatives are carried along: D <- a D + (1, s, z), D <- 0 at a report; de/db = -D.
 
-Source: Hackenberg et al., The American Statistician (2021), doi:10.1080/00031305.2021.2019634, where the same derivatives
+Source: Hackenberg et al., The American Statistician (2021), doi:10.1080/00031305.2021.2002189, where the same derivatives
 come from differentiable programming.
 
 For counts the mean must be positive: s + d is passed through the smooth floor h(x) = (x + sqrt(x^2 + c^2)) / 2.
