@@ -1,6 +1,8 @@
 """Figures. They read what a fit wrote, draw it, and return the Axes."""
 
 from ._backtest import backtest
+from ._gene_trajectories import gene_trajectories
+from ._group_proportions import group_proportions
 from ._heldout import heldout
 from ._increment_params import increment_params
 from ._increment_trajectory import increment_trajectory
@@ -13,6 +15,8 @@ from ._velocity_embedding import velocity_embedding
 
 __all__ = [
     "backtest",
+    "gene_trajectories",
+    "group_proportions",
     "heldout",
     "increment_params",
     "increment_trajectory",

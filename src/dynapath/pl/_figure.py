@@ -32,6 +32,8 @@ _NARROW = 5.0
 # Relative to the user's font size, for panels of some 40 mm.
 LABEL_SIZE, TICK_SIZE = "small", "x-small"
 INK = "0.25"
+# Groups beyond these are named at their lines too: colours alone no longer tell them apart.
+MOST_BY_COLOUR = 7
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,16 @@ def legend_handles(fit: DrawnFit, look: Look) -> list[Line2D]:
     if look.cells.missing:
         handles.append(dot("missing", MISSING))
     return handles
+
+
+def group_handles(fit: DrawnFit, look: Look) -> list[Line2D]:
+    """The colours of the lines of groups."""
+    return [Line2D([], [], color=look.group[k], lw=1.6, label=look.labels[k]) for k in fit.groups]
+
+
+def short_names(fit: DrawnFit, look: Look) -> dict[str, str]:
+    """What to write at the lines of groups: their numbers, or the names that the user gave them."""
+    return {k: look.labels[k].removeprefix("group ") for k in fit.groups}
 
 
 def add_legend(axes: Iterable[Axes], handles: Sequence[Artist], look: Look, *, own: bool) -> None:

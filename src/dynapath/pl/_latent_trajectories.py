@@ -24,10 +24,8 @@ from ._figure import (
     finish,
     legend_handles,
     mean_handles,
-    number_line,
     plain_axes,
     read_fit,
-    spread,
 )
 from ._over_time import (
     check_level,
@@ -39,6 +37,7 @@ from ._over_time import (
     label_time,
     mark_heldout,
     new_panels,
+    number_ends,
     only_lowest_label_time,
     path_times,
     smallest_gap,
@@ -156,7 +155,7 @@ def latent_trajectories(
         here = paths[paths["dimension"] == dim]
         banded |= _draw_means(ax, here, look)
         if not look.by_group:
-            _number_means(ax, here)
+            number_ends(ax, here, "mean")
         plain_axes(ax)
         ax.set_ylabel(f"{fit.latent_name} {dim}", size=LABEL_SIZE)
         label_time(ax, fit, held, gap)
@@ -195,15 +194,7 @@ def _draw_means(ax: Axes, paths: pd.DataFrame, look: Look) -> bool:
         color = look.group[str(name)]
         alpha = min(0.16 if look.by_group else 0.1, 0.5 / len(look.group))
         ax.fill_between(path["time"], path["lower"], path["upper"], color=color, alpha=alpha, lw=0, zorder=0.5)
-        banded |= draw_uncertainty(ax, str(name), path, ("mean_lower", "mean_upper"), color)
+        # Often narrower than the white edge of the line, so it lies on top of it.
+        banded |= draw_uncertainty(ax, str(name), path, ("mean_lower", "mean_upper"), color, zorder=3.05)
         draw_line(ax, str(name), path, "mean", color)
     return banded
-
-
-def _number_means(ax: Axes, paths: pd.DataFrame) -> None:
-    """The number of each group where its line ends."""
-    ends = paths.groupby("group", observed=True).last()
-    low, high = ax.get_ylim()
-    # A number is about as high as its type; panels are rarely lower than a dozen of them.
-    for name, time, y in zip(ends.index, ends["time"], spread(ends["mean"], 0.085 * (high - low)), strict=True):
-        number_line(ax, str(name), (time, y), (6, 0))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ._figure import INK, LABEL_SIZE, TWO_COLUMNS, DrawnFit, halo, new_figure
+from ._figure import INK, LABEL_SIZE, TWO_COLUMNS, DrawnFit, halo, new_figure, number_line, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,12 +81,14 @@ def draw_line(ax: Axes, name: str, path: pd.DataFrame, column: str, color: str) 
         ax.plot(beyond["time"], beyond[column], color=color, lw=1.6, ls=(0, (3, 1.5)), zorder=3, gid=gid)
 
 
-def draw_uncertainty(ax: Axes, name: str, path: pd.DataFrame, columns: tuple[str, str], color: str) -> bool:
+def draw_uncertainty(
+    ax: Axes, name: str, path: pd.DataFrame, columns: tuple[str, str], color: str, zorder: float = 2
+) -> bool:
     """The band in which the line of a group itself lies, where there is one; whether there is."""
-    if columns[0] not in path or path[columns[0]].isna().all():
-        return False
     lower, upper = (path[column] for column in columns)
-    ax.fill_between(path["time"], lower, upper, color=color, alpha=0.35, lw=0, zorder=2, gid=f"uncertainty {name}")
+    if lower.isna().all():
+        return False
+    ax.fill_between(path["time"], lower, upper, color=color, alpha=0.3, lw=0, zorder=zorder, gid=f"uncertainty {name}")
     return True
 
 
@@ -93,12 +97,18 @@ def uncertainty_handle(level: float, what: str) -> Patch:
     return Patch(facecolor=INK, alpha=0.4, lw=0, label=f"{100 * level:.3g}% band of {what}")
 
 
-def draw_observed(ax: Axes, name: str, observed: pd.DataFrame, column: str, color: str) -> None:
-    """Dots with the range of their sampling error."""
+def side_by_side(groups: Sequence[str], gap: float, span: float) -> dict[str, float]:
+    """How far the dots of each group are moved along the time axis, so that equal ones stay visible."""
+    width = min(0.3 * gap, 0.018 * span * (len(groups) - 1))
+    return dict(zip(groups, np.linspace(-width / 2, width / 2, len(groups)) if width else [0.0], strict=True))
+
+
+def draw_observed(ax: Axes, name: str, observed: pd.DataFrame, column: str, color: str, aside: float) -> None:
+    """Dots with the range of their sampling error, moved `aside` along the time axis."""
     value = observed[column].to_numpy()
     error = np.abs(np.stack([value - observed["lower"], observed["upper"] - value]))
     dots = ax.errorbar(
-        observed["time"],
+        observed["time"] + aside,
         value,
         yerr=error,
         ls="",
@@ -113,6 +123,29 @@ def draw_observed(ax: Axes, name: str, observed: pd.DataFrame, column: str, colo
     )
     dots.lines[0].set_gid(f"observed {name}")
     dots.lines[2][0].set_gid(f"error {name}")
+
+
+def observed_handle(level: float) -> ErrorbarContainer:
+    """What the dots stand for."""
+    dot = Line2D([], [], ls="", marker="o", ms=3.6, mfc="white", mec=INK, mew=1.1)
+    bar = LineCollection(np.empty((0, 2, 2)), colors=INK, linewidths=0.9)
+    label = f"observed, {100 * level:.3g}% interval"
+    return ErrorbarContainer((dot, (), (bar,)), has_yerr=True, label=label)
+
+
+def number_ends(ax: Axes, paths: pd.DataFrame, column: str, names: Mapping[str, str] | None = None) -> None:
+    """The number of each group, or its name, where its line ends."""
+    ends = paths.groupby("group", observed=True).last()
+    low, high = ax.get_ylim()
+    # Ten points apart; before the layout is known, about four fifths of the height are left.
+    panel = 0.8 * ax.get_window_extent().height / ax.figure.dpi
+    least = 10 / 72 / panel * (high - low)
+    heights = spread(ends[column], least)
+    # Those at the bottom are moved up into the panel.
+    order = np.argsort(heights, kind="stable")
+    heights[order] = np.maximum(heights[order], low + least * (np.arange(len(order)) + 0.3))
+    for name, time, y in zip(ends.index, ends["time"], heights, strict=True):
+        number_line(ax, str(name) if names is None else names[str(name)], (time, y), (7, 0))
 
 
 def label_time(ax: Axes, fit: DrawnFit, held: NDArray[np.float64], gap: float) -> None:
