@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .models.gene_paths import FoundGenes
 
 __all__ = [
+    "alternatives",
     "dynamics",
     "gene_trajectories",
     "history",
@@ -112,7 +113,7 @@ def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int)
         ]
 
 
-def dynamics(adata: AnnData, key: str = "dynvae") -> GroupDynamics:
+def dynamics(adata: AnnData, key: str = "dynvae", *, alternative: int | None = None) -> GroupDynamics:
     """The fitted group dynamics alone: trajectories, velocities and flows, without the network and its counts.
 
     Parameters
@@ -121,10 +122,50 @@ def dynamics(adata: AnnData, key: str = "dynvae") -> GroupDynamics:
         With a fit under `key`.
     key
         `key_added` of the fit.
+    alternative
+        Row of :func:`dynapath.get.alternatives`: that explanation instead of the fit.
+
+    Raises
+    ------
+    KeyError : if there is no fit under `key`, or no such alternative.
     """
     from .dynamics import GroupDynamics
 
-    return GroupDynamics.from_arrays(_fit(adata, key)["state"]["dynamics"])
+    fit = _fit(adata, key)
+    if alternative is None:
+        return GroupDynamics.from_arrays(fit["state"]["dynamics"])
+    n = len(alternatives(adata, key))
+    if not 0 <= alternative < n:
+        found = f"they are 0 to {n - 1}" if n else "there are none"
+        msg = f"The fit {key!r} has no alternative {alternative}; {found}. See dp.get.alternatives."
+        raise KeyError(msg)
+    return GroupDynamics.from_arrays(fit["alternatives"]["dynamics"]).select(alternative)
+
+
+def alternatives(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """Other explanations of the data: restarts that came close to the fit with other groups, refitted to its states.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`.
+
+    Returns
+    -------
+    One row per alternative, best first; none if the restarts agree. `alternative`, the number by which
+    :func:`dynapath.get.dynamics` gives it; `log_likelihood`, of all cells, minus that of the fit; `agreement`, the adjusted
+    Rand index of its groups with those of the fit; `equivalent`, whether it is within 2 units of log-likelihood.
+
+    Notes
+    -----
+    Restarts are candidates when they come within .02 nats per cell of the best before the latent space adapts to it, which
+    is what the warning of :func:`dynapath.tl.fit_dynamic_vae` counts. With two snapshots, fits in which two groups trade
+    their ends are candidates too. Here they are compared where that space has adapted
+    to the fit, so that an alternative below 2 units may still be worth a fit of its own, from known labels.
+    """
+    from .dynamics.alternatives import table_of
+
+    return pd.DataFrame(table_of(_fit(adata, key).get("alternatives")))
 
 
 def trajectories(

@@ -1,5 +1,6 @@
 """What moves: exact linear dynamics, and mixtures of them. Tensors in, tensors out."""
 
+from .alternatives import Alternatives, refit_alternatives, swapped_links
 from .bootstrap import bootstrap_mixture
 from .choose_groups import GroupChoice, choose_n_groups
 from .fit_mixture import MixtureFit, fit_mixture, refit_proportions
@@ -10,6 +11,7 @@ from .mixture import LinearMixture, Marginals, marginal_log_prob
 from .project_velocity import project_velocity
 
 __all__ = [
+    "Alternatives",
     "GroupChoice",
     "GroupDynamics",
     "IncrementDynamics",
@@ -27,6 +29,8 @@ __all__ = [
     "noise_covariance",
     "project_velocity",
     "propagator",
+    "refit_alternatives",
     "refit_proportions",
+    "swapped_links",
     "velocity",
 ]

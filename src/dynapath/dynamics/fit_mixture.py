@@ -25,6 +25,11 @@ from torch import Tensor
 
 from .mixture import LinearMixture, marginal_log_prob
 
+# Restarts this close to the best one (nats per cell) may explain the points as well, in a latent space that can still
+# adapt to either; groups that agree this much (adjusted Rand index) are the same.
+AS_GOOD = 0.02
+SAME_GROUPS = 0.8
+
 
 @dataclass(frozen=True)
 class MixtureFit:
@@ -38,6 +43,7 @@ class MixtureFit:
     log_likelihood: NDArray[np.float64]
     agreement: NDArray[np.float64]
     loss: NDArray[np.float64]
+    alternatives: LinearMixture | None = None
 
     @property
     def best(self) -> int:
@@ -114,7 +120,20 @@ def fit_mixture(
     groups = joint.argmax(-1).cpu().numpy()
     best = int(np.argmax(reached))
     agreement = np.array([adjusted_rand_score(groups[best], other) for other in groups])
-    return MixtureFit(copies.select(best), reached, agreement, losses[:, best].double().cpu().numpy())
+    rivals = _rivals(reached, groups)
+    alternatives = copies.take(rivals) if rivals else None
+    return MixtureFit(copies.select(best), reached, agreement, losses[:, best].double().cpu().numpy(), alternatives)
+
+
+def _rivals(log_likelihood: NDArray[np.float64], groups: NDArray[np.int64]) -> list[int]:
+    """Restarts close to the best, each with groups unlike those of all better ones."""
+    order = np.argsort(-log_likelihood, kind="stable")
+    kept = [int(order[0])]
+    for i in order[1:]:
+        close = log_likelihood[i] > log_likelihood[kept[0]] - AS_GOOD
+        if close and all(adjusted_rand_score(groups[i], groups[other]) < SAME_GROUPS for other in kept):
+            kept.append(int(i))
+    return kept[1:]
 
 
 def refit_proportions(

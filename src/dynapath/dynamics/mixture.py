@@ -274,6 +274,25 @@ class LinearMixture(nn.Module):
         return one
 
     @torch.no_grad()
+    def take(self, copies: Sequence[int]) -> LinearMixture:
+        """Some of the copies, in the given order."""
+        some = self.like(n_copies=len(copies))
+        for mine, its in zip(some.parameters(), self.parameters(), strict=True):
+            mine.copy_(its[list(copies)])
+        return some
+
+    @classmethod
+    @torch.no_grad()
+    def stack(cls, mixtures: Sequence[LinearMixture]) -> LinearMixture:
+        """Single mixtures of one structure as copies side by side."""
+        copies = mixtures[0].like(n_copies=len(mixtures))
+        for mine, theirs in zip(
+            copies.parameters(), zip(*(m.parameters() for m in mixtures), strict=True), strict=True
+        ):
+            mine.copy_(torch.stack(theirs))
+        return copies
+
+    @torch.no_grad()
     def reorder_by_start(self) -> None:
         """Name the groups of a single mixture reproducibly: by falling proportion at time 0, then by where they start."""
         share = self.log_proportions(torch.zeros(1))[:, 0].exp().round(decimals=2)

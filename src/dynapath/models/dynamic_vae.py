@@ -24,7 +24,7 @@ from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMix
 from dynapath.dynamics.choose_groups import candidate_groups, choose_n_groups
 from dynapath.dynamics.fit_mixture import refit_proportions
 from dynapath.dynamics.group_dynamics import GroupDynamics
-from dynapath.dynamics.mixture import Growth
+from dynapath.dynamics.mixture import Growth, LinearMixture
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
@@ -107,6 +107,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.training, self.prior_options = training, prior
         self.phase_history_: list[pd.DataFrame] = []
         self.restarts_: dict[str, np.ndarray] = {}
+        self.rivals_: LinearMixture | None = None
         self.group_choice_: dict[str, np.ndarray] = {}
         self._summarise()
         self.init_params_ = self._get_init_params(locals())
@@ -366,6 +367,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         choice = self._of_first_process(choice)
         self.module.start_from_mixture(choice.fit.mixture)
         self.restarts_ = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
+        self.rivals_ = choice.fit.alternatives
         self.group_choice_ = choice.table()
         # What is saved, and trained again, has the chosen number.
         self._candidates = (choice.chosen,)

@@ -14,11 +14,13 @@ from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
 from dynapath import write
+from dynapath.dynamics.fit_mixture import AS_GOOD, SAME_GROUPS
 from dynapath.metrics import AffineMap, affine_alignment
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior, Training
 from dynapath.read import counts as read
 
+from ._alternatives import refitted
 from ._bootstrap import bootstrap, check_n_bootstrap
 from ._number_of_groups import judge_choice, numbers_to_try
 
@@ -29,11 +31,8 @@ if TYPE_CHECKING:
     from dynapath.dynamics import GroupDynamics
     from dynapath.dynamics.mixture import Growth
 
-# Restarts this close to the best one (nats per cell) are explanations of equal standing.
-_AS_GOOD = 0.02
 # And one this far ahead of the next has not been confirmed by any other.
 _ALONE = 0.05
-_SAME_GROUPS = 0.8
 _SMALL_GROUP = 0.02
 
 
@@ -260,6 +259,7 @@ def _fit_on_counts(
                 ignore_index=True,
             ),
             "restarts": reference.restarts,
+            "alternatives": reference.alternatives,
             "members": _member_table(trained) if len(trained) > 1 else None,
             "status": status,
             "messages": noted + said,
@@ -281,6 +281,7 @@ class _Member:
     velocity: NDArray[np.float64]
     responsibilities: NDArray[np.float64]  # (cell, group)
     dynamics: GroupDynamics
+    alternatives: dict[str, Any] | None
     to_reference: AffineMap
 
 
@@ -353,6 +354,16 @@ def _train_one(
         velocity=dynamics.velocity(mean, responsibilities),
         responsibilities=responsibilities,
         dynamics=dynamics,
+        alternatives=refitted(
+            dynamics,
+            vae.rivals_,
+            mean,
+            np.sqrt(variance),
+            snapshots.times,
+            None if snapshots.labels is None else read.known_groups(snapshots.labels, dynamics.n_groups),
+            prior,
+            seed,
+        ),
         to_reference=AffineMap(np.eye(mean.shape[1]), np.zeros(mean.shape[1])),
     )
 
@@ -387,7 +398,7 @@ def _member_table(trained: list[_Member]) -> dict[str, NDArray[np.float64]]:
 
 def _judge_members(trained: list[_Member], status: str, said: list[str]) -> tuple[str, list[str]]:
     agreement = _member_table(trained)["agreement"][1:]
-    apart = agreement < _SAME_GROUPS
+    apart = agreement < SAME_GROUPS
     if not apart.any():
         return status, said
     message = (
@@ -460,6 +471,16 @@ def _fit_on_representation(
             "state": {"dynamics": dynamics.to_arrays()},
             "history": pd.DataFrame({"phase": "mixture", "loss": choice.fit.loss}),
             "restarts": restarts,
+            "alternatives": refitted(
+                dynamics,
+                choice.fit.alternatives,
+                points,
+                np.zeros_like(points),
+                times,
+                known,
+                prior,
+                options["random_state"],
+            ),
             "status": status,
             "messages": noted + said,
         },
@@ -481,14 +502,14 @@ def _judge(
     """The status of a fit and what has to be said about it, each also as a warning."""
     status, said = "ok", []
     reached, agreement = restarts["log_likelihood"], restarts["agreement"]
-    close = reached > reached.max() - _AS_GOOD
-    rivals = close & (agreement < _SAME_GROUPS)
+    close = reached > reached.max() - AS_GOOD
+    rivals = close & (agreement < SAME_GROUPS)
     if rivals.any():
         status = "restarts_disagree"
         said.append(
-            f"{int(rivals.sum())} of {len(reached)} restarts reach a likelihood within {_AS_GOOD} nats per cell of the "
+            f"{int(rivals.sum())} of {len(reached)} restarts reach a likelihood within {AS_GOOD} nats per cell of the "
             f"best with other groups (adjusted Rand index down to {agreement[rivals].min():.2f}): the data allow more than "
-            "one explanation. Fewer groups, more times or known labels decide between them."
+            "one explanation. dp.get.alternatives shows the others; fewer groups, more times or known labels decide."
         )
     elif responsibilities.shape[1] > 1 and len(reached) > 1 and (gap := np.diff(np.sort(reached)[-2:])[0]) > _ALONE:
         status = "best_restart_alone"
