@@ -50,9 +50,18 @@ class DynamicKeys:
         """`obsm`: the velocity as arrows in an embedding, under the name by which scvelo looks for it."""
         return f"{self.velocity}_{basis}"
 
+    def stage(self, name: str) -> str:
+        """`obsm`: state of each cell at an earlier stage of the training."""
+        return f"{self.key}_stage_{name}"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Slots in `obsm` of all earlier stages, written on request."""
+        return tuple(self.stage(name) for name in ("untrained", "static"))
+
     @property
     def obsm(self) -> tuple[str, ...]:
-        """All slots in `obsm`."""
+        """All slots in `obsm` that every fit has."""
         return self.latent, self.std, self.velocity, self.groups
 
     @property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .models import DynamicVAE, Ensemble
     from .models.draws import Draws
     from .models.gene_paths import FoundGenes
+    from .models.stage import Stage
 
 __all__ = [
     "alternatives",
@@ -35,6 +36,7 @@ __all__ = [
     "observed_genes",
     "observed_proportions",
     "restarts",
+    "stages",
     "trajectories",
 ]
 
@@ -582,6 +584,51 @@ def members(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     return (
         pd.DataFrame({name: np.asarray(values) for name, values in table.items()}).rename_axis("member").reset_index()
     )
+
+
+def stages(adata: AnnData, key: str = "dynvae") -> list[Stage]:
+    """What the model made of the cells in the course of its training.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key` made with `Training(keep_stages=True)`, or some of its cells.
+    key
+        `key_added` of the fit.
+
+    Returns
+    -------
+    One :class:`dynapath.models.Stage` each, in the order of training, with `name`, `epoch`, `z` (cell, latent) and
+    `dynamics`: before training (`"untrained"`; not for a fit with `model`), after the static phase with the mixture fitted
+    to it (`"static"`), and the fit (`"joint"`). Groups have the numbers of the fit. Of several members, the first.
+
+    Raises
+    ------
+    KeyError : if no stages were kept.
+    """
+    from .models.stage import Stage
+
+    slots = cell_slots(adata, key)
+    fit = _fit(adata, key)
+    if "stages" not in fit:
+        msg = (
+            f"The fit {key!r} kept no stages of its training. Run dp.tl.fit_dynamic_vae(adata, ..., key_added={key!r}, "
+            "training=dp.models.Training(keep_stages=True)), without use_rep."
+        )
+        raise KeyError(msg)
+    missing = [slots.stage(name) for name in fit["stages"] if slots.stage(name) not in adata.obsm]
+    if missing:
+        msg = f"The fit {key!r} lacks obsm[{missing[0]!r}]. Was it removed? Run dp.tl.fit_dynamic_vae again."
+        raise KeyError(msg)
+    kept = [
+        Stage.from_arrays(name, arrays, np.asarray(adata.obsm[slots.stage(name)]))
+        for name, arrays in fit["stages"].items()
+    ]
+    epochs = history(adata, key)
+    n_epochs = int((epochs["member"] == 0).sum()) if "member" in epochs else len(epochs)
+    final = Stage("joint", n_epochs, np.asarray(adata.obsm[slots.latent]), dynamics(adata, key))
+    # Files keep the names of stages, not their order.
+    return [*sorted(kept, key=lambda stage: stage.epoch), final]
 
 
 def increment_fit(adata: AnnData, key: str = "increment") -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ def check_key_is_free(
         return
     names = slots(key)
     taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
-    taken += [f"obsm[{slot!r}]" for slot in names.obsm if slot in adata.obsm]
+    taken += [f"obsm[{slot!r}]" for slot in (*names.obsm, *getattr(names, "stages", ())) if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
@@ -54,12 +54,16 @@ def write_group_dynamics(
     velocity: NDArray[np.floating],
     responsibilities: NDArray[np.floating],
     fit: Mapping[str, Any],
+    stages: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> None:
-    """Write cell states, groups and the fit itself; whatever stood under `key` before is removed first."""
+    """Write cell states, groups and the fit itself; whatever stood under `key` before is removed first.
+
+    `stages` are cell states at earlier stages of the training, by name.
+    """
     names = DynamicKeys(key)
     content = for_uns({"schema": SCHEMA, "versions": _versions(), **fit})
     embedded = adata.uns.get(key, {}).get("embedded", {})
-    for slot in [*names.obsm, *map(names.embedded_velocity, embedded)]:
+    for slot in [*names.obsm, *names.stages, *map(names.embedded_velocity, embedded)]:
         adata.obsm.pop(slot, None)
     for column in names.obs:
         if column in adata.obs:
@@ -75,6 +79,8 @@ def write_group_dynamics(
     adata.obsm[names.std] = np.asarray(std, dtype=np.float32)
     adata.obsm[names.velocity] = np.asarray(velocity, dtype=np.float32)
     adata.obsm[names.groups] = np.asarray(responsibilities, dtype=np.float32)
+    for name, z in (stages or {}).items():
+        adata.obsm[names.stage(name)] = np.asarray(z, dtype=np.float32)
     adata.obs[names.group] = pd.Categorical(best.astype(str), categories=[str(k) for k in range(n_groups)])
     adata.obs[names.prob] = prob
     adata.obs[names.undetermined] = prob < UNDETERMINED_BELOW

@@ -293,11 +293,16 @@ class LinearMixture(nn.Module):
         return copies
 
     @torch.no_grad()
-    def reorder_by_start(self) -> None:
-        """Name the groups of a single mixture reproducibly: by falling proportion at time 0, then by where they start."""
+    def reorder_by_start(self) -> list[int]:
+        """Name the groups of a single mixture reproducibly: by falling proportion at time 0, then by where they start.
+
+        Returns which group each of them was.
+        """
         share = self.log_proportions(torch.zeros(1))[:, 0].exp().round(decimals=2)
         keys = torch.cat([-share[:, None], self.initial_mean.double()], dim=1).tolist()
-        self.reorder(sorted(range(self.n_groups), key=keys.__getitem__))
+        order = sorted(range(self.n_groups), key=keys.__getitem__)
+        self.reorder(order)
+        return order
 
     @torch.no_grad()
     def reorder(self, order: Sequence[int]) -> None:

@@ -9,8 +9,9 @@ from .options import Prior, Training
 if TYPE_CHECKING:
     from .dynamic_vae import DynamicVAE
     from .ensemble import Ensemble
+    from .stage import Stage
 
-__all__ = ["DynamicVAE", "Ensemble", "Prior", "Training"]
+__all__ = ["DynamicVAE", "Ensemble", "Prior", "Stage", "Training"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from .ensemble import Ensemble
 
         return Ensemble
+    if name == "Stage":
+        from .stage import Stage
+
+        return Stage
     msg = f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
     raise AttributeError(msg)
 

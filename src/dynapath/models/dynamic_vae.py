@@ -32,6 +32,7 @@ from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, quiet
 from .options import Prior, Training
+from .stage import Stage
 
 UNLABELLED = "unlabelled"
 
@@ -107,6 +108,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.training, self.prior_options = training, prior
         self.phase_history_: list[pd.DataFrame] = []
         self.restarts_: dict[str, np.ndarray] = {}
+        self.stages_: list[Stage] = []
         self.rivals_: LinearMixture | None = None
         self.group_choice_: dict[str, np.ndarray] = {}
         self._summarise()
@@ -224,13 +226,18 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         progress = PhaseProgress(n_static + n_joint, show=options.progress and rank_zero_only.rank == 0)
         try:
             with quiet(), isolated_seed(concrete_seed(random_state)):
+                self.stages_ = []
                 if n_static:
+                    if options.keep_stages:
+                        self._keep_stage("untrained")
                     self._start_from_genes()
                     self._run_phase("static", n_static, options, progress, train_kwargs)
                 if static_only:
                     return
                 progress.enter("mixture")
                 self._fit_prior(options)
+                if options.keep_stages:
+                    self._keep_stage("static", self.dynamics)
                 self._run_phase("joint", n_joint, options, progress, train_kwargs)
                 # Encoding the cells draws a sample too.
                 self._settle()
@@ -374,6 +381,15 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.init_params_["non_kwargs"]["n_groups"] = choice.chosen
         self._summarise()
 
+    def _keep_stage(self, name: str, dynamics: GroupDynamics | None = None) -> None:
+        """Encode the cells as they are now, on random numbers other than those of the training."""
+        trained, self.is_trained_ = self.is_trained_, True
+        self.module.eval()
+        with torch.random.fork_rng():
+            z = self.get_latent_representation()
+        self.is_trained_ = trained
+        self.stages_.append(Stage(name, len(self.history_table()), z, dynamics))
+
     @torch.no_grad()
     def _settle(self) -> None:
         """Proportions without the growth penalty, and groups in a reproducible order."""
@@ -383,7 +399,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         times, known = torch.as_tensor(times), self._known_groups()
         refit_proportions(prior, z, torch.as_tensor(index), times, labels=known)
         if known is None:
-            prior.reorder_by_start()
+            order = prior.reorder_by_start()
+            for stage in self.stages_:
+                if stage.dynamics is not None:
+                    stage.dynamics.mixture.reorder(order)
         self.module.prior.load_state_dict(self._of_first_process(prior.state_dict()))
 
     # ------------------------------------------------------------------------------------------------ results

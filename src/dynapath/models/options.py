@@ -73,6 +73,9 @@ class Training:
         Norm at which gradients are cut in the joint phase.
     n_jobs
         Members of an ensemble trained at a time, in processes of their own; each counts the threads it uses itself.
+    keep_stages
+        Keep what the model makes of the cells before training and after the static phase too, for
+        :func:`dynapath.pl.training_stages`. Adds two arrays of the size of the states, and nothing to the fit.
     progress
         Show a progress bar with the name of the phase.
     """
@@ -90,6 +93,7 @@ class Training:
     decoder: Literal["skip", "mlp"] = "skip"
     gradient_clip: float = 10.0
     n_jobs: int = 1
+    keep_stages: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:

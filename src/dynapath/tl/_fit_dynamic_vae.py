@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dynapath.dynamics import GroupDynamics
     from dynapath.dynamics.mixture import Growth
+    from dynapath.models.stage import Stage
 
 # And one this far ahead of the next has not been confirmed by any other.
 _ALONE = 0.05
@@ -127,6 +128,8 @@ def fit_dynamic_vae(
     `obs["{key}_group"]` : most probable group, categories "0".."K-1"; `obs["{key}_prob"]` its probability.
     `obs["{key}_undetermined"]` : whether that is below .6, as where groups cross or have not parted yet.
     `uns["{key}"]["n_groups"]` : only where it was chosen, the numbers tried and their BIC (:func:`dynapath.get.n_groups`).
+    `obsm["{key}_stage_untrained"]`, `obsm["{key}_stage_static"]` : states at earlier stages of the training, with
+    `Training(keep_stages=True)` only.
     `uns["{key}"]` : settings, parameters, history, restarts and status; :func:`dynapath.get.model` rebuilds the model.
 
     Raises
@@ -166,6 +169,9 @@ def fit_dynamic_vae(
         raise ValueError(msg)
     if use_rep is not None and n_members > 1:
         msg = f"n_members={n_members} needs networks that can differ; with use_rep there are none. Leave it at 1."
+        raise ValueError(msg)
+    if use_rep is not None and training is not None and training.keep_stages:
+        msg = "Training(keep_stages=True) keeps stages of networks; with use_rep there are none. Leave it out."
         raise ValueError(msg)
     check_n_bootstrap(n_bootstrap)
     write.check_key_is_free(adata, key_added)
@@ -236,6 +242,7 @@ def _fit_on_counts(
         std=reference.std,
         velocity=np.mean([member.to_reference.velocities(member.velocity) for member in trained], axis=0),
         responsibilities=responsibilities,
+        stages={stage.name: stage.z for stage in reference.stages},
         fit={
             "kind": "dynamic_vae",
             "params": {
@@ -261,6 +268,7 @@ def _fit_on_counts(
             "restarts": reference.restarts,
             "alternatives": reference.alternatives,
             "members": _member_table(trained) if len(trained) > 1 else None,
+            "stages": {stage.name: stage.to_arrays() for stage in reference.stages} or None,
             "status": status,
             "messages": noted + said,
         },
@@ -276,6 +284,7 @@ class _Member:
     history: pd.DataFrame
     restarts: dict[str, NDArray[np.float64]]
     choice: dict[str, NDArray]  # `GroupChoice.table`
+    stages: tuple[Stage, ...]
     mean: NDArray[np.float32]  # (cell, latent), as are the next two
     std: NDArray[np.float32]
     velocity: NDArray[np.float64]
@@ -309,7 +318,7 @@ def _train_members(
     others = tqdm(
         range(1, n_members), desc="members", disable=not training.progress, leave=False, initial=1, total=n_members
     )
-    silent = replace(training, progress=training.progress and n_jobs == 1)
+    silent = replace(training, progress=training.progress and n_jobs == 1, keep_stages=False)
     given = (snapshots, options, model, prior, silent, max_epochs, train_kwargs)
     trained = Parallel(n_jobs=n_jobs)(
         delayed(_train_one)(*given, member_seed(options["random_state"], m)) for m in others
@@ -349,6 +358,7 @@ def _train_one(
         history=vae.history_table(),
         restarts=vae.restarts_,
         choice=vae.group_choice_,
+        stages=tuple(vae.stages_),
         mean=mean,
         std=np.sqrt(variance),
         velocity=dynamics.velocity(mean, responsibilities),
