@@ -37,7 +37,11 @@ MODELS = (
     "increment_partial",
 )
 COVARIATE = "cases_7d_mean"
-METHODS = ("locf", "linear", *(f"{how}_{p}" for p in ("individual", "global", "partial") for how in ("filter", "smooth")))
+METHODS = (
+    "locf",
+    "linear",
+    *(f"{how}_{p}" for p in ("individual", "global", "partial") for how in ("filter", "smooth")),
+)
 
 
 def forecasts(counties, *, start: str, before_first: str) -> pd.DataFrame:
@@ -64,14 +68,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="how often to hide other reports")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples of counties")
     options = parser.parse_args()
-    print(f"dynapath {dp.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    print(
+        f"dynapath {dp.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {platform.machine()}"
+    )
 
     for window in WINDOWS:
         counties = dp.datasets.divi_icu(window)
         began = time.process_time()
         for start, before in (("locf", "skip"), ("locf", "zero"), ("state", "skip")):
             table = forecasts(counties, start=start, before_first=before)
-            what = f"start={start!r}" + (", baselines take days before the first report for 0" if before == "zero" else "")
+            what = f"start={start!r}" + (
+                ", baselines take days before the first report for 0" if before == "zero" else ""
+            )
             show(f"{window}, {what}", table, options.bootstrap)
             if window == "spring2020":
                 single = counties.obs_names[counties.obs["max_sites"] == 1]

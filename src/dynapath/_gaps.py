@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def missing_by_chain(
-    rng: np.random.Generator, n_units: int, n_days: int, p_start: float, p_stay: float
+    rng: np.random.Generator, n_units: int, n_days: int, p_start: float | int, p_stay: float | int
 ) -> Bool[NDArray, "unit day"]:
     """Days missing: a gap starts with probability `p_start` after a report and goes on with `p_stay`. Day 0 is reported.
 

@@ -60,7 +60,11 @@ def test_imputed_values_join_both_ends_of_a_gap_and_their_band_closes_there(adat
     (ax,) = draw(adata, units=[unit])
     filled = adata[unit].layers["increment_imputed"][0]
     day = mdates.date2num(adata.var["date"].astype("datetime64[ns]"))
-    joined = [line for line in of(ax, "imputed") if line.get_xdata()[-1] <= adata.var["date"].astype("datetime64[ns]").iloc[39]]
+    joined = [
+        line
+        for line in of(ax, "imputed")
+        if line.get_xdata()[-1] <= adata.var["date"].astype("datetime64[ns]").iloc[39]
+    ]
     for line in joined:
         at = np.searchsorted(day, mdates.date2num(line.get_xdata()))
         np.testing.assert_array_equal(line.get_ydata(), filled[at])
@@ -87,7 +91,9 @@ def test_a_forecast_follows_the_last_day_of_the_fit(adata):
     (line,) = of(ax, "forecast")
     rows = ahead[ahead["unit"] == unit]
     np.testing.assert_array_equal(line.get_ydata(), rows["predicted"])
-    np.testing.assert_array_equal(np.asarray(line.get_xdata(), dtype="datetime64[D]").astype(str), adata.var_names[30:33])
+    np.testing.assert_array_equal(
+        np.asarray(line.get_xdata(), dtype="datetime64[D]").astype(str), adata.var_names[30:33]
+    )
     (reports,) = of(ax, "reports")  # those held out too
     np.testing.assert_array_equal(reports.get_ydata(), adata[unit].X[0])
 

@@ -166,7 +166,7 @@ def _units(df: pd.DataFrame, unit: str) -> NDArray[np.object_]:
     return column.astype(str).to_numpy(dtype=object)
 
 
-def _days(df: pd.DataFrame, time: str, freq: str) -> NDArray[np.datetime64]:
+def _days(df: pd.DataFrame, time: str, freq: str) -> NDArray:
     column = df[time]
     if column.isna().any():
         position = int(np.flatnonzero(column.isna())[0])
@@ -274,7 +274,7 @@ def _numbers(
     df: pd.DataFrame,
     name: str,
     units: NDArray[np.object_],
-    days: NDArray[np.datetime64],
+    days: NDArray,
     reported: NDArray[np.bool_] | None,
 ) -> NDArray[np.float64]:
     """A column as float64, missing as NaN; what is not `reported` may be anything numeric."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 Reports = Float[NDArray, "unit day"]
 Steps = Float[NDArray, "column unit day"]
+Ahead = Float[NDArray, "column unit step"]
 Levels = Float[NDArray, "unit step"]
-Baseline = Callable[[Reports, Steps, Steps], Levels]
+Baseline = Callable[[Reports, Steps, Ahead], Levels]
 
 
 def carry_forward(y: Reports) -> Reports:
@@ -44,35 +45,35 @@ def interpolate(y: Reports) -> Reports:
     return line
 
 
-def zero(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def zero(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """No change from the last report."""
     return np.repeat(carry_forward(y)[:, -1:], ahead.shape[2], axis=1)
 
 
-def mean(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def mean(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """The mean daily change since the first report goes on."""
     return _go_on(y, mean_increment(y), ahead.shape[2])
 
 
-def modified_mean(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def modified_mean(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """The mean change, but none for units that are at 0, as the published code has it."""
     return _go_on(y, np.where(carry_forward(y)[:, -1] == 0, 0.0, mean_increment(y)), ahead.shape[2])
 
 
-def modified_mean_slide(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def modified_mean_slide(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """The mean change, but none for units whose last change was 0, as the slides to the publication have it."""
     filled = carry_forward(y)
     still = filled[:, -1] == filled[:, -2] if y.shape[1] > 1 else np.ones(len(y), dtype=bool)
     return _go_on(y, np.where(still, 0.0, mean_increment(y)), ahead.shape[2])
 
 
-def ols(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def ols(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """Least squares of each change on the level and the covariates before it, on values carried forward."""
     filled = carry_forward(y)
     return _iterate(filled[:, -1], ols_coefficients(y, x), ahead)
 
 
-def ols_published(y: Reports, x: Steps, ahead: Steps) -> Levels:
+def ols_published(y: Reports, x: Steps, ahead: Ahead) -> Levels:
     """The published regression: each change on level and covariates at its END, then used as if they were before it.
 
     The coefficients answer another question than they are asked. Days before the first report count as 0, as there. Kept
@@ -103,7 +104,7 @@ def ols_coefficients(y: Reports, x: Steps) -> Float[NDArray, "unit coefficient"]
     return _least_squares(filled[:, :-1], x[:, :, 1:], np.diff(filled, axis=1))
 
 
-def published_coefficients(y: Reports, x: Steps) -> Float[NDArray, "unit coefficient"]:
+def published_coefficients(y: Reports, x: Float[NDArray, "column unit day+1"]) -> Float[NDArray, "unit coefficient"]:
     """Of y[t] - y[t-1] on (1, y[t], x[t+1]); x (column, unit, day + 1) has the step after the last day."""
     filled = carry_forward(y)
     return _least_squares(filled[:, 1:], x[:, :, 2:], np.diff(filled, axis=1))
@@ -121,7 +122,7 @@ def _go_on(y: Reports, increment: Float[NDArray, " unit"], horizon: int) -> Leve
     return carry_forward(y)[:, -1:] + increment[:, None] * np.arange(1, horizon + 1)
 
 
-def _iterate(level: Float[NDArray, " unit"], b: Float[NDArray, "unit coefficient"], ahead: Steps) -> Levels:
+def _iterate(level: Float[NDArray, " unit"], b: Float[NDArray, "unit coefficient"], ahead: Ahead) -> Levels:
     levels = np.empty((len(level), ahead.shape[2]))
     for h in range(ahead.shape[2]):
         level = level + b[:, 0] + b[:, 1] * level + np.einsum("uj,ju->u", b[:, 2:], ahead[:, :, h])
