@@ -544,7 +544,7 @@ def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
 
 # Files keep the names of columns, not their order.
 _CHOICE = ["n_groups", "log_likelihood", "n_parameters", "bic", "delta_bic", "chosen", "n_cells"]
-_CHOICE += ["smallest_share", "agreement", "restart_gap"]
+_CHOICE += ["smallest_share", "eligible", "agreement", "restart_gap"]
 
 
 def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
@@ -552,9 +552,10 @@ def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
 
     Columns: `n_groups`; `log_likelihood`, the sum over `n_cells` cells (a part of them above 5,000) in the latent space of
     the static phase; `n_parameters`; `bic` = -2 log_likelihood + n_parameters log(n_cells), `delta_bic` above the lowest;
-    `chosen`, the smallest number within 2 of it; `smallest_share`, of the cells, of a group; of the restarts, `agreement`
-    (mean adjusted Rand index of the others with the best) and `restart_gap` (by how much the BIC of the second best is
-    higher: where it exceeds `delta_bic`, the choice leans on one restart).
+    `chosen`; `smallest_share`, of the cells, of a group; `eligible`, whether all groups have 2 % of the cells, chosen being
+    the smallest such number whose `bic` is within 2 of the lowest of these; of the restarts, `agreement` (mean adjusted
+    Rand index of the others with the best) and `restart_gap` (by how much the BIC of the second best is higher: where it
+    exceeds `delta_bic`, the choice leans on one restart).
 
     Raises
     ------

@@ -29,7 +29,7 @@ def choice(rotating):
     return choose_n_groups(*tensors(rotating), **QUICK)
 
 
-def made_up(bic, n_groups=None, n_cells=100):
+def made_up(bic, n_groups=None, n_cells=100, share=0.2):
     """A choice whose criterion takes these values, with restarts at -1, -1.5 and -2 nats per cell."""
     n_groups = np.arange(1, len(bic) + 1) if n_groups is None else np.asarray(n_groups)
     n_parameters = 9 * n_groups
@@ -38,7 +38,7 @@ def made_up(bic, n_groups=None, n_cells=100):
         MixtureFit(LinearMixture(int(k), 2), np.array([-1.5, -1.0, -2.0]), np.array([0.4, 1.0, 0.6]), np.zeros(1))
         for k in n_groups
     )
-    return GroupChoice(n_groups, likelihood, n_parameters, np.full(len(bic), 0.2), n_cells, fits)
+    return GroupChoice(n_groups, likelihood, n_parameters, np.broadcast_to(share, len(bic)), n_cells, fits)
 
 
 # --- what it finds -------------------------------------------------------------------------------------------------
@@ -118,6 +118,23 @@ def test_the_smallest_number_within_two_of_the_lowest_is_taken(bic, chosen):
     choice = made_up(bic)
     assert choice.chosen == chosen
     assert choice.fit.mixture.n_groups == chosen
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen", "eligible"),
+    [
+        ([1, 0.3, 0.02, 0.019], 3, [True, True, True, False]),
+        ([1, 0.3, 0.01, 0.3], 4, [True, True, False, True]),
+        # A label may name a rare group: then all numbers have one.
+        ([0.01, 0.01, 0.01, 0.01], 4, [True] * 4),
+    ],
+)
+def test_a_number_with_a_tiny_group_is_not_chosen_unless_all_have_one(share, chosen, eligible):
+    choice = made_up([80, 50, 20, 10], share=share)
+    assert choice.chosen == chosen
+    assert choice.eligible.tolist() == eligible
+    # Differences stay those from the lowest of all.
+    np.testing.assert_allclose(choice.table()["delta_bic"], [70, 40, 10, 0])
 
 
 def test_the_table_has_one_row_per_candidate():

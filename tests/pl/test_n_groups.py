@@ -13,7 +13,7 @@ def chosen(adata):
     delta = np.array([1234.4, 1.5, 0.0, 40.0])
     columns = dict.fromkeys(["log_likelihood", "bic", "smallest_share", "agreement", "restart_gap"], np.zeros(4))
     columns |= {"n_groups": np.arange(2, 6), "n_parameters": np.arange(4), "n_cells": np.full(4, 300)}
-    columns |= {"delta_bic": delta, "chosen": np.arange(4) == 1}
+    columns |= {"delta_bic": delta, "chosen": np.arange(4) == 1, "eligible": np.arange(4) < 3}
     adata.uns["dynvae"]["n_groups"] = columns
     return adata
 
@@ -33,7 +33,15 @@ def test_the_curve_is_the_criterion_above_its_lowest_value(chosen):
 def test_the_chosen_number_is_marked_and_no_other(chosen):
     ax = dp.pl.n_groups(chosen, show=False)
     np.testing.assert_allclose(line(ax, "chosen"), [(3, 1.5)])
-    assert line(ax, "others")[:, 0].tolist() == [2, 4, 5]
+    assert line(ax, "others")[:, 0].tolist() == [2, 4]
+
+
+def test_numbers_with_a_tiny_group_are_crossed_out_and_explained(chosen):
+    ax = dp.pl.n_groups(chosen, show=False)
+    assert line(ax, "tiny group")[:, 0].tolist() == [5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a group below 2% of the cells"]
+    chosen.uns["dynvae"]["n_groups"]["eligible"] = np.ones(4, dtype=bool)
+    assert dp.pl.n_groups(chosen, show=False).get_legend() is None
 
 
 def test_show_return_fig_and_ax_decide_what_comes_back(chosen, monkeypatch):

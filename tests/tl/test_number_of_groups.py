@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The restarts with n_groups=:UserWarning"),
     pytest.mark.filterwarnings("ignore:With n_groups=:UserWarning"),
     pytest.mark.filterwarnings("ignore:The number of groups is not clear:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The BIC of n_groups=:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*no counts at all:UserWarning"),
     pytest.mark.filterwarnings("ignore:The largest number of groups:UserWarning"),
     pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*further members found other groups:UserWarning"),
@@ -176,12 +178,14 @@ def test_the_table_of_a_fit_without_a_choice_says_how_to_get_one(simulated, quic
 # --- what is said of a choice --------------------------------------------------------------------------------------------
 
 
-def judge(delta, *, chosen, gap=None, likelihood=None):
+def judge(delta, *, chosen, gap=None, likelihood=None, share=None):
     n = len(delta)
     table = {
         "n_groups": np.arange(1, n + 1),
         "delta_bic": np.array(delta, dtype=float),
         "chosen": np.arange(1, n + 1) == chosen,
+        "smallest_share": np.full(n, 0.1) if share is None else np.array(share),
+        "eligible": np.full(n, fill_value=True) if share is None else np.array(share) >= 0.02,
         "restart_gap": np.zeros(n) if gap is None else np.array(gap, dtype=float),
         "log_likelihood": np.arange(n, dtype=float) if likelihood is None else np.array(likelihood, dtype=float),
     }
@@ -208,6 +212,13 @@ def test_rivals_within_six_are_named(delta, rivals):
 def test_a_rival_that_one_more_lucky_restart_could_put_ahead_is_named():
     (said,) = judge([100, 0, 20, 40], chosen=2, gap=[0, 500, 30, 30])
     assert "restarts with n_groups=3 differ by more than" in said
+
+
+def test_a_number_passed_over_for_a_tiny_group_is_named():
+    (said,) = judge([100, 81, 0, 40], chosen=2, share=[1, 0.3, 0.012, 0.001], gap=[0, 0, 100, 0])
+    assert "BIC of n_groups=3 is lower than that of 2 by 81, but then a group has only 1.2% of the cells" in said
+    # One that is higher needs no words.
+    assert judge([100, 0, 5, 40], chosen=2, share=[1, 0.3, 0.012, 0.001]) == []
 
 
 def test_a_likelihood_that_falls_with_more_groups_was_not_maximised():

@@ -27,6 +27,8 @@ from .mixture import LinearMixture, marginal_log_prob
 
 # Differences up to this are "not worth more than a bare mention" (Kass & Raftery 1995, doi:10.1080/01621459.1995.10476572).
 TIED = 2.0
+# A group with a smaller share of the points is more often a handful of outliers than a population.
+TINY = 0.02
 _AUTO = 6
 
 
@@ -67,7 +69,7 @@ class GroupChoice:
     n_cells
         Points in the likelihood, after thinning.
     smallest_share
-        Share of the points in the smallest group.
+        Share of the points in the smallest group. Numbers with a group below 2 % are not chosen, unless all have one.
     fits
         The fit of each.
     """
@@ -85,8 +87,14 @@ class GroupChoice:
         return -2 * self.log_likelihood + self.n_parameters * np.log(self.n_cells)
 
     @property
+    def eligible(self) -> NDArray[np.bool_]:
+        """Which could be chosen (candidate,): no group is tiny, or a tiny one is there whatever the number."""
+        large = self.smallest_share >= TINY
+        return large if large.any() else ~large
+
+    @property
     def chosen(self) -> int:
-        """The smallest number of groups whose BIC is within 2 of the lowest."""
+        """The smallest eligible number of groups whose BIC is within 2 of the lowest of these."""
         return int(self.n_groups[self._chosen])
 
     @property
@@ -96,13 +104,14 @@ class GroupChoice:
 
     @property
     def _chosen(self) -> int:
-        return int(np.argmax(self.bic <= self.bic.min() + TIED))
+        bic = np.where(self.eligible, self.bic, np.inf)
+        return int(np.argmax(bic <= bic.min() + TIED))
 
     def table(self) -> dict[str, NDArray]:
         """Columns with one entry per candidate.
 
         `n_groups`, `log_likelihood`, `n_parameters`, `bic`, `delta_bic` (above the lowest), `chosen`, `n_cells`,
-        `smallest_share`; of the restarts, `agreement` (mean adjusted Rand index of the others with the best) and
+        `smallest_share`, `eligible`; of the restarts, `agreement` (mean adjusted Rand index of the others with the best) and
         `restart_gap` (by how much the BIC of the second best is higher; with one restart both are NaN).
         """
         reached = [np.sort(fit.log_likelihood)[::-1] for fit in self.fits]
@@ -117,6 +126,7 @@ class GroupChoice:
             "chosen": self.n_groups == self.chosen,
             "n_cells": np.full(len(self.fits), self.n_cells),
             "smallest_share": self.smallest_share,
+            "eligible": self.eligible,
             "agreement": np.array([other.mean() if len(other) else np.nan for other in others]),
             "restart_gap": np.array(gap),
         }
@@ -157,7 +167,7 @@ def choose_n_groups(
 
     Returns
     -------
-    GroupChoice : all fits, and the smallest number of groups whose BIC is within 2 of the lowest.
+    GroupChoice : all fits, and the smallest number of groups whose BIC is within 2 of the lowest, none of them tiny.
     """
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if random_state is None else random_state
     structure = LinearMixture(1, z.shape[-1]) if structure is None else structure

@@ -53,7 +53,8 @@ def n_groups(
     Notes
     -----
     The numbers at the dots are `delta_bic` of :func:`dynapath.get.n_groups`: below 2 there is hardly a difference, and the
-    smaller number is taken; above 6 it is a strong one.
+    smaller number is taken; above 6 it is a strong one. Crosses are numbers that were not to be chosen, since a group would
+    have less than 2 % of the cells.
 
     Examples
     --------
@@ -72,16 +73,29 @@ def n_groups(
     if ax is None:
         ax = new_figure((3.35, 2.4) if figsize is None else figsize).add_subplot()
     number, delta = table["n_groups"].to_numpy(), table["delta_bic"].to_numpy()
-    chosen = table["chosen"].to_numpy()
+    chosen, eligible = table["chosen"].to_numpy(), table["eligible"].to_numpy()
     ax.plot(number, delta, color=INK, lw=1.2, zorder=1, gid="bic")
-    ax.plot(number[~chosen], delta[~chosen], ls="", marker="o", ms=5, mfc="white", mec=INK, mew=1.2, gid="others")
+    others = eligible & ~chosen
+    ax.plot(number[others], delta[others], ls="", marker="o", ms=5, mfc="white", mec=INK, mew=1.2, gid="others")
+    if not eligible.all():
+        style: dict[str, Any] = {
+            "ls": "",
+            "marker": "X",
+            "ms": 6,
+            "mfc": INK,
+            "mec": "white",
+            "mew": 0.8,
+            "gid": "tiny group",
+        }
+        ax.plot(number[~eligible], delta[~eligible], label="a group below 2% of the cells", **style)
+        ax.legend(frameon=False, fontsize=TICK_SIZE, handletextpad=0.2, loc="best")
     ax.plot(number[chosen], delta[chosen], ls="", marker="o", ms=7, color=SAFE[0], gid="chosen")
     top = delta.max() if delta.max() > 0 else 1.0
     for i, (x, y) in enumerate(zip(number, delta, strict=True)):
         text = f"{y:,.0f}" if y >= 10 else f"{y:.1f}" if y > 0 else "0"
         # Out of the way of a line that falls onto the dot, unless one rises from it as well.
         falls = i > 0 and delta[i - 1] > y and (i + 1 == len(delta) or delta[i + 1] - y < top / 4)
-        style: dict[str, Any] = {"color": SAFE[0], "weight": "bold"} if chosen[i] else {"color": INK}
+        colour: dict[str, Any] = {"color": SAFE[0], "weight": "bold"} if chosen[i] else {"color": INK}
         ax.annotate(
             f"chosen\n{text}" if chosen[i] else text,
             (x, y),
@@ -92,7 +106,7 @@ def n_groups(
             size=TICK_SIZE,
             path_effects=halo(),
             annotation_clip=False,
-            **style,
+            **colour,
         )
     ax.set_xticks(number)
     ax.set_xlim(number[0] - 0.5, number[-1] + 0.5)

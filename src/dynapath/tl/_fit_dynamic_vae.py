@@ -75,9 +75,9 @@ def fit_dynamic_vae(
         categories that read as numbers. Velocities and rates are per that unit.
     n_groups
         Number of groups K. Groups that the data do not need end up nearly empty (a warning says so). `"auto"` takes
-        the number from 1 to 6 with the lowest BIC on the latent space of the static phase (of numbers within 2 of it,
-        the smallest; not below the number of labels), and goes on with its fit; `range(2, 9)` or a list gives other
-        numbers to choose from. See :func:`dynapath.get.n_groups`.
+        the number from 1 to 6 with the lowest BIC on the latent space of the static phase, and goes on with its fit: of
+        numbers within 2 of the lowest the smallest, not below the number of labels, and without groups of less than 2 %
+        of the cells. `range(2, 9)` or a list gives other numbers to choose from. See :func:`dynapath.get.n_groups`.
     n_latent
         Latent dimensions d. Rates are identified by the data alone when there are at least d + 2 times. With `use_rep`
         all columns of the representation are used, and with `model` its latent space.

@@ -33,14 +33,23 @@ def judge_choice(table: Mapping[str, NDArray]) -> list[str]:
     numbers, delta, chosen = table["n_groups"], table["delta_bic"], int(np.argmax(table["chosen"]))
     named = lambda which: ", ".join(map(str, numbers[which]))
     said = []
-    rivals = (delta < delta[chosen] + _CLEAR) & (numbers != numbers[chosen])
+    eligible, share = table["eligible"], table["smallest_share"]
+    tiny = ~eligible & (delta < delta[chosen])
+    if tiny.any():
+        lowest = int(np.argmin(np.where(tiny, delta, np.inf)))
+        said.append(
+            f"The BIC of n_groups={numbers[lowest]} is lower than that of {numbers[chosen]} by {delta[chosen] - delta[lowest]:.0f}, "
+            f"but then a group has only {share[lowest]:.1%} of the cells, more often outliers than a population. Give "
+            f"n_groups={numbers[lowest]} to have it."
+        )
+    rivals = eligible & (np.abs(delta - delta[chosen]) < _CLEAR) & (numbers != numbers[chosen])
     if rivals.any():
         said.append(
             f"The number of groups is not clear: n_groups={numbers[chosen]} was chosen, and the BIC of {named(rivals)} differs "
             f"from it by less than {_CLEAR:g}. Look at dp.get.n_groups, and compare the fits."
         )
     # NaN where there was one restart.
-    lucky = (table["restart_gap"] > delta - delta[chosen]) & (numbers != numbers[chosen]) & ~rivals
+    lucky = (table["restart_gap"] > delta - delta[chosen]) & (numbers != numbers[chosen]) & eligible & ~rivals
     if lucky.any():
         said.append(
             f"The restarts with n_groups={named(lucky)} differ by more than the BIC does from that of {numbers[chosen]}, so "
