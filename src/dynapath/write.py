@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,18 +21,15 @@ KINDS = ("dynamic_vae", "group_dynamics")
 INCREMENT = "increment"
 
 
-def check_key_is_free(
-    adata: AnnData, key: str, *, slots: type[DynamicKeys] | type[IncrementKeys] = DynamicKeys
-) -> None:
+def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS) -> None:
     """Raise when writing under `key` would overwrite something that is not an earlier fit of its kind under that key."""
-    kinds = KINDS if slots is DynamicKeys else (INCREMENT,)
     if not key or "/" in key:
         msg = f"key_added={key!r} cannot name slots: it must not be empty or contain a slash."
         raise ValueError(msg)
     previous = adata.uns.get(key)
     if isinstance(previous, Mapping) and previous.get("kind") in kinds:
         return
-    names = slots(key)
+    names = IncrementKeys(key) if INCREMENT in kinds else DynamicKeys(key)
     taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
     taken += [f"obsm[{slot!r}]" for slot in (*names.obsm, *getattr(names, "stages", ())) if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
@@ -104,37 +101,55 @@ def write_increment(
     adata: AnnData,
     key: str,
     *,
-    obsm: Mapping[str, pd.DataFrame],
-    obs: Mapping[str, Any],
-    layers: Mapping[str, NDArray[np.floating]],
+    params: pd.DataFrame,
+    se: pd.DataFrame | None,
+    status: pd.Categorical,
+    loss: NDArray[np.floating],
+    n: NDArray[np.integer],
+    state: NDArray[np.floating],
+    resid: NDArray[np.floating],
+    observed: NDArray[np.bool_] | None,
     fit: Mapping[str, Any],
 ) -> None:
-    """Write coefficients, states and the fit itself; whatever stood under `key` before is removed first."""
+    """Write coefficients, states and the fit itself; whatever stood under `key` before is removed first.
+
+    `observed` is a mask that has no layer of its own yet; the fit names the layer.
+    """
     names = IncrementKeys(key)
-    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": INCREMENT, **fit})
-    for slots, stored in ((names.obsm, adata.obsm), (names.layers, adata.layers)):
+    settings = dict(fit["params"])
+    if observed is not None:
+        settings["observed"] = names.observed
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": INCREMENT, **fit, "params": settings})
+    for slots, stored in ((names.obsm, adata.obsm), (names.layers, adata.layers), (names.obs, adata.obs)):
         for slot in slots:
             if slot in stored:
                 del stored[slot]
-    for column in names.obs:
-        if column in adata.obs:
-            del adata.obs[column]
-    adata.obsm.update(obsm)
-    for column, values in obs.items():
-        adata.obs[column] = values
-    adata.layers.update(layers)
+    adata.obsm[names.params] = params
+    if se is not None:
+        adata.obsm[names.se] = se
+    adata.obs[names.status], adata.obs[names.loss], adata.obs[names.n] = status, loss, n
+    adata.layers[names.state], adata.layers[names.resid] = state, resid
+    if observed is not None:
+        adata.layers[names.observed] = observed
     adata.uns[key] = content
 
 
 def write_imputed(
-    adata: AnnData, key: str, *, layers: Mapping[str, NDArray[np.floating]], settings: Mapping[str, Any]
+    adata: AnnData,
+    key: str,
+    *,
+    mean: NDArray[np.floating],
+    lower: NDArray[np.floating] | None,
+    upper: NDArray[np.floating] | None,
+    settings: Mapping[str, Any],
 ) -> None:
     """Write imputed values into the slots of a fit; those written before are removed first."""
     names = IncrementKeys(key)
-    for slot in (names.imputed, names.imputed_lower, names.imputed_upper):
+    for slot, values in ((names.imputed, mean), (names.imputed_lower, lower), (names.imputed_upper, upper)):
         if slot in adata.layers:
             del adata.layers[slot]
-    adata.layers.update(layers)
+        if values is not None:
+            adata.layers[slot] = values
     adata.uns[key]["imputed"] = for_uns(settings)
 
 

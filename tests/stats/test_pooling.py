@@ -22,14 +22,21 @@ def sample():
 
 
 def sums(X, y):
-    return np.einsum("uni,unj->uij", X, X), np.einsum("uni,un->ui", X, y), (y**2).sum(1), np.full(len(y), float(y.shape[1]))
+    return (
+        np.einsum("uni,unj->uij", X, X),
+        np.einsum("uni,un->ui", X, y),
+        (y**2).sum(1),
+        np.full(len(y), float(y.shape[1])),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The MLE may be on the boundary")
 def test_it_is_the_mixed_model_of_statsmodels(sample):
     X, y = sample
     found = pool(*sums(X, y), varies=np.ones(3, bool), sigma2=None)
-    table = pd.DataFrame({"y": y.ravel(), "s": X[..., 1].ravel(), "z": X[..., 2].ravel(), "u": np.repeat(range(60), 40)})
+    table = pd.DataFrame(
+        {"y": y.ravel(), "s": X[..., 1].ravel(), "z": X[..., 2].ravel(), "u": np.repeat(range(60), 40)}
+    )
     peer = smf.mixedlm("y ~ s + z", table, groups="u", re_formula="~ s + z").fit(reml=True)
     # The tolerances are those to which statsmodels' own search converges.
     np.testing.assert_allclose(found.mean, peer.fe_params, atol=2e-5)
@@ -98,7 +105,9 @@ def test_units_of_a_covariate_change_its_coefficient_alone(sample):
     one = pool(*sums(X, y), varies=np.ones(3, bool), sigma2=None)
     scaled = pool(*sums(X * [1.0, 1.0, 1e4], y), varies=np.ones(3, bool), sigma2=None)
     np.testing.assert_allclose(scaled.mean * [1, 1, 1e4], one.mean, rtol=1e-5)
-    np.testing.assert_allclose(np.sqrt(np.diag(scaled.covariance)) * [1, 1, 1e4], np.sqrt(np.diag(one.covariance)), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.sqrt(np.diag(scaled.covariance)) * [1, 1, 1e4], np.sqrt(np.diag(one.covariance)), rtol=1e-3
+    )
 
 
 def test_a_mean_that_is_known_is_kept(sample):

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from dynapath import write
-from dynapath._keys import IncrementKeys
 from dynapath.read.panel import read_panel
 
 from .increment.bootstrap import Bootstrap
@@ -153,7 +152,7 @@ def fit_increment(
     >>> panel.obsm["increment_params"].columns.tolist()
     ['intercept', 'state', 'incidence']
     """
-    write.check_key_is_free(adata, key_added, slots=IncrementKeys)
+    write.check_key_is_free(adata, key_added, kinds=(write.INCREMENT,))
     panel = read_panel(adata, layer=layer, covariates=covariates, lags=lags, observed=observed, train_until=train_until)
     result = fit(
         panel,
@@ -173,32 +172,26 @@ def fit_increment(
     )
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
-    names, coefficients = IncrementKeys(key_added), list(panel.coefficients)
-    layers = {
-        names.state: on_all_days(result.state, adata.n_vars),
-        names.resid: on_all_days(result.resid, adata.n_vars),
-    }
-    if observed is not None and not isinstance(observed, str):
-        layers[names.observed], observed = np.asarray(observed, dtype=bool), names.observed
-    tables = {names.params: pd.DataFrame(result.params, index=adata.obs_names, columns=coefficients)}
-    if result.se is not None:
-        tables[names.se] = pd.DataFrame(result.se, index=adata.obs_names, columns=coefficients)
+    coefficients, last = list(panel.coefficients), adata.n_vars
+    table = lambda values: pd.DataFrame(values, index=adata.obs_names, columns=coefficients)
     write.write_increment(
         adata,
         key_added,
-        obsm=tables,
-        obs={
-            names.status: pd.Categorical(result.status, categories=list(STATUS)),
-            names.loss: result.loss,
-            names.n: result.n,
-        },
-        layers=layers,
+        params=table(result.params),
+        se=None if result.se is None else table(result.se),
+        status=pd.Categorical(result.status, categories=list(STATUS)),
+        loss=result.loss,
+        n=result.n,
+        state=on_all_days(result.state, last),
+        resid=on_all_days(result.resid, last),
+        # A mask given as an array is needed again to forecast and impute.
+        observed=None if observed is None or isinstance(observed, str) else np.asarray(observed, dtype=bool),
         fit={
             "params": {
                 "layer": layer,
                 "covariates": list(panel.covariates),
                 "lags": {name: panel.lag[panel.source == i] for i, name in enumerate(panel.covariates)},
-                "observed": observed,
+                "observed": observed if isinstance(observed, str) else None,
                 "pooling": result.pooling,
                 "method": method,
                 "weights": result.weights,
@@ -218,6 +211,6 @@ def fit_increment(
 
 
 def on_all_days(values: NDArray[Any], n_days: int) -> NDArray[Any]:
-    """With NaN on the days after the fit."""
+    """With NaN on the days after the fit, of which there may be some."""
     rest = np.full((len(values), n_days - values.shape[1]), np.nan)
     return np.concatenate([values, rest], axis=1) if rest.size else values

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from dynapath import get
-from dynapath._keys import IncrementKeys
 from dynapath.write import write_imputed
 
 from ._fit_increment import on_all_days
@@ -68,15 +67,13 @@ def impute_increment(
     """
     if interval is not None:
         check_probability(interval)
-    filled = impute(get.model(adata, key), read_fitted_panel(adata, key), mode=mode, interval=interval)
+    panel = read_fitted_panel(adata, key)
+    filled = impute(get.model(adata, key), panel, mode=mode, interval=interval)
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
-    names = IncrementKeys(key)
-    parts = {names.imputed: filled.mean, names.imputed_lower: filled.lower, names.imputed_upper: filled.upper}
-    write_imputed(
-        adata,
-        key,
-        layers={name: on_all_days(values, adata.n_vars) for name, values in parts.items() if values is not None},
-        settings={"mode": mode, "interval": interval},
+    mean, lower, upper = (
+        None if values is None else on_all_days(values, adata.n_vars)
+        for values in (filled.mean, filled.lower, filled.upper)
     )
+    write_imputed(adata, key, mean=mean, lower=lower, upper=upper, settings={"mode": mode, "interval": interval})
     return adata if copy else None

@@ -77,8 +77,8 @@ def predict_increment(
         msg = f"horizon must be a positive number of days; it is {horizon!r}."
         raise ValueError(msg)
     check_probability(interval)
-    dynamics = get.model(adata, key)
     panel = read_fitted_panel(adata, key)
+    dynamics = get.model(adata, key)
     ahead = forecast(
         dynamics,
         panel,

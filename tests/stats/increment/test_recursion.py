@@ -117,9 +117,7 @@ def test_what_was_not_reported_cannot_matter(panel):
     for u in range(panel.n_units):
         z[:, u, : first[u]] = np.nan
         z[:, u, last[u] :] = np.nan
-    again = accumulate_all(
-        panel.y, z, panel.source, panel.lag, 0, params, 0, np.zeros(panel.n_units), False, CURVATURE
-    )
+    again = accumulate_all(panel.y, z, panel.source, panel.lag, 0, params, 0, np.zeros(panel.n_units), False, CURVATURE)
     for a, b in zip(before, again, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -139,7 +137,5 @@ def test_derivatives_of_the_last_state_are_exact(panel):
     for k in range(3):
         step = np.zeros(3)
         step[k] = 1e-6
-        up, down = (
-            follow(panel.y, panel.z, panel.source, panel.lag, params + s * step)[0][:, -1] for s in (1, -1)
-        )
+        up, down = (follow(panel.y, panel.z, panel.source, panel.lag, params + s * step)[0][:, -1] for s in (1, -1))
         np.testing.assert_allclose(found[:, k], (up - down) / 2e-6, rtol=1e-6)

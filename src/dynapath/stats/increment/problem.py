@@ -19,6 +19,8 @@ OK, CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, MAX_ITER = STATUS = (
 )  # fmt: skip
 # Eigenvalues of the scaled information below this mean that coefficients cannot be told apart.
 _SINGULAR = 1e-11
+# Share of the squared changes below which what is left of them is rounding.
+_EXACT = 1e-20
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,18 @@ class Problem:
     def residual_variance(
         self, params: Float[NDArray, "unit coefficient"], lost: Float[NDArray, " unit"] | float
     ) -> Float[NDArray, " unit"]:
-        """Sum of e^2 / v over the number of innovations less the `lost` degrees of freedom; NaN where none is left.
+        """Sum of e^2 / v over the number of innovations less the `lost` degrees of freedom.
 
-        1 for counts.
+        NaN where none is left, or where the fit is exact, which says nothing of the next innovation; 1 for counts.
         """
         if self.counts:
             return np.ones(len(params))
         squares = replace(self, kind=LOSSES["squared"], gap=True)
         sums, _, _ = squares.sums(np.nan_to_num(params))
+        unexplained, _, _ = squares.sums(np.zeros_like(params))
         left = sums[:, COUNT] - lost
-        return np.where(left > 0, 2.0 * sums[:, LOSS] / np.where(left > 0, left, 1.0), np.nan)
+        known = (left > 0) & (sums[:, LOSS] > _EXACT * unexplained[:, LOSS])
+        return np.where(known, 2.0 * sums[:, LOSS] / np.where(left > 0, left, 1.0), np.nan)
 
 
 def data_status(panel: Panel) -> NDArray[np.object_]:

@@ -1,0 +1,101 @@
+"""How often 90 % intervals of increment parameters contain the truth, on simulated panels with gaps.
+
+    python benchmarks/increment_coverage.py            # some minutes of CPU time, one thread
+
+Units follow the model with normal innovations, start in equilibrium and report by a two-state chain (6 % missing).
+Individual coefficients have a normal distribution over units; for shared ones its standard deviation is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from dynapath.read.panel import Panel
+from dynapath.stats.increment.bootstrap import Bootstrap
+from dynapath.stats.increment.fit import IncrementFit, fit
+
+MEAN, SD = np.array([0.3, -0.2, 0.25]), np.array([0.15, 0.06, 0.1])
+
+
+def simulate(n_units: int, n_days: int, rng: np.random.Generator, spread: float = 1.0) -> tuple[Panel, np.ndarray]:
+    params = MEAN + spread * SD * rng.standard_normal((n_units, 3))
+    params[:, 1] = np.clip(params[:, 1], -0.6, -0.03)
+    burn = 200
+    z = np.zeros((n_units, n_days + burn))
+    level = np.exp(rng.normal(0.5, 0.5, n_units))
+    for t in range(1, n_days + burn):
+        z[:, t] = 0.95 * z[:, t - 1] + rng.normal(0, 0.3, n_units)
+    z = level[:, None] * np.exp(0.5 * z)
+    y = np.zeros((n_units, n_days + burn))
+    for t in range(1, n_days + burn):
+        y[:, t] = y[:, t - 1] + params[:, 0] + params[:, 1] * y[:, t - 1] + params[:, 2] * z[:, t - 1]
+        y[:, t] += 0.5 * rng.standard_normal(n_units)
+    y, z = y[:, burn:].copy(), z[:, burn:].copy()
+    missing = np.zeros(n_units, bool)
+    for t in range(n_days):
+        missing = rng.random(n_units) < np.where(missing, 0.8, 0.0147)
+        y[missing, t] = np.nan
+    units = pd.Index([str(u) for u in range(n_units)])
+    days = pd.Index([str(t) for t in range(n_days)])
+    return Panel(y, z[None], ("z",), np.array([0]), np.array([1]), units, days), params
+
+
+def covered(result: IncrementFit, truth: np.ndarray, *, own: bool, level: float = 0.9) -> np.ndarray:
+    df = np.maximum(result.n - 3.0, 1.0)[:, None] if own else np.inf
+    half = student.ppf((1 + level) / 2, df) * result.se
+    inside = np.abs(result.params - truth) <= half
+    return np.where(np.isfinite(result.se), inside, np.nan)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--refits", type=int, default=200)
+    parser.add_argument("--panels", type=int, default=40)
+    args = parser.parse_args()
+    rows = []
+    settings = Bootstrap(args.refits)
+    start = time.process_time()
+
+    def report(name: str, T: int, n: int, parts: list[np.ndarray]) -> None:
+        cover = np.nanmean(np.concatenate([np.atleast_2d(part) for part in parts]), axis=0)
+        rows.append((name, T, n, *cover.round(3)))
+        print(f"{name:48s} T={T:4d} {n:5d} intervals: {cover.round(3)}  ({time.process_time() - start:.0f} CPU s)", flush=True)
+
+    rng = np.random.default_rng(0)
+    for T in (69, 500):
+        panel, truth = simulate(1000, T, rng)
+        for se in ("hessian", "sandwich"):
+            report(f"individual, {se}", T, 1000, [covered(fit(panel, se=se, progress=False), truth, own=True)])
+        fitted = fit(panel, se="bootstrap", bootstrap=settings, progress=False)
+        report("individual, bootstrap", T, 1000, [covered(fitted, truth, own=True)])
+        for se in ("hessian", "bootstrap"):
+            fitted = fit(panel, se=se, bias_correction=True, bootstrap=settings, progress=False)
+            report(f"individual, {se}, bias corrected", T, 1000, [covered(fitted, truth, own=True)])
+    for se in ("hessian", "sandwich"):
+        parts = []
+        for _ in range(10 * args.panels):
+            panel, truth = simulate(60, 69, rng, spread=0.0)
+            parts.append(covered(fit(panel, pooling="global", se=se, progress=False), truth, own=False)[:1])
+        report(f"global, {se}", 69, len(parts), parts)
+    for corrected in (False, True):
+        units, means = [], []
+        for _ in range(args.panels if not corrected else max(args.panels // 4, 2)):
+            panel, truth = simulate(200, 69, rng)
+            fitted = fit(
+                panel, pooling="partial", se="hessian", bias_correction=corrected, bootstrap=Bootstrap(30), progress=False
+            )
+            units.append(covered(fitted, truth, own=False))
+            d = fitted.dynamics
+            means.append(np.abs(d.mean - MEAN) <= 1.645 * np.sqrt(np.diag(d.mean_covariance)))
+        name = "partial, hessian" + (", bias corrected" if corrected else "")
+        report(f"{name}: units", 69, 200 * len(units), units)
+        report(f"{name}: means", 69, len(means), means)
+
+
+if __name__ == "__main__":
+    main()
