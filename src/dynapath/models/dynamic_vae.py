@@ -28,6 +28,7 @@ from dynapath.dynamics.mixture import Growth, LinearMixture
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
+from ._finish_decoder import finish_decoder
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, quiet
@@ -196,7 +197,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         random_state: int | None = 0,
         **train_kwargs: Any,
     ) -> None:
-        """Static VAE, then the mixture on its latent space, then both together.
+        """Static VAE, then the mixture on its latent space, then both together, then the decoder's linear part to the end.
 
         Parameters
         ----------
@@ -239,6 +240,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 if options.keep_stages:
                     self._keep_stage("static", self.dynamics)
                 self._run_phase("joint", n_joint, options, progress, train_kwargs)
+                self._finish_decoder(options)
                 # Encoding the cells draws a sample too.
                 self._settle()
         finally:
@@ -389,6 +391,19 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             z = self.get_latent_representation()
         self.is_trained_ = trained
         self.stages_.append(Stage(name, len(self.history_table()), z, dynamics))
+
+    def _finish_decoder(self, options: Training) -> None:
+        mean, variance = (torch.as_tensor(value) for value in self.get_latent_representation(return_dist=True))
+        finish_decoder(
+            self.module,
+            csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
+            mean,
+            variance,
+            torch.as_tensor(self.library_sizes(), dtype=torch.float32),
+            torch.as_tensor(self.batch_codes()),
+            n_steps=options.finish_steps,
+        )
+        self.module.load_state_dict(self._of_first_process(self.module.state_dict()))
 
     @torch.no_grad()
     def _settle(self) -> None:

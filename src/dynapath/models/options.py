@@ -37,7 +37,7 @@ class Prior:
 
     ridge: float = 0.01
     growth_penalty: float = 1.0
-    decoder_ridge: float = 0.5
+    decoder_ridge: float = 0.1
     share: Share = "none"
     tie_initial: bool = False
     floor: float = 1e-3
@@ -65,6 +65,9 @@ class Training:
         Adam step sizes of the networks (both phases) and of the dynamics (joint phase).
     n_restarts, prior_steps
         Restarts of the mixture fit between the two phases, and its full-batch Adam steps.
+    finish_steps
+        Steps at the end that bring what is linear in the decoder to its optimum, states held fixed
+        (`decoder="skip"` only); 0 for none.
     n_hidden, n_layers, dropout_rate
         Encoder and decoder widths and depth; dropout of the encoder.
     decoder
@@ -87,6 +90,7 @@ class Training:
     prior_lr: float = 3e-3
     n_restarts: int = 10
     prior_steps: int = 400
+    finish_steps: int = 150
     n_hidden: int = 64
     n_layers: int = 1
     dropout_rate: float = 0.1
@@ -101,6 +105,7 @@ class Training:
             _require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "must be at least 1, or None")
         for name in ("batch_size", "n_restarts", "prior_steps", "n_hidden", "n_layers"):
             _require(self, name, getattr(self, name) >= 1, "must be at least 1")
+        _require(self, "finish_steps", self.finish_steps >= 0, "must not be negative")
         for name in ("lr", "prior_lr", "gradient_clip"):
             _require(self, name, getattr(self, name) > 0, "must be positive")
         _require(self, "dropout_rate", 0 <= self.dropout_rate < 1, "must lie in [0, 1)")
