@@ -154,9 +154,10 @@ def alternatives(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
 
     Returns
     -------
-    One row per alternative, best first; none if the restarts agree. `alternative`, the number by which
-    :func:`dynapath.get.dynamics` gives it; `log_likelihood`, of all cells, minus that of the fit; `agreement`, the adjusted
-    Rand index of its groups with those of the fit; `equivalent`, whether it is within 2 units of log-likelihood.
+    One row per alternative, best first; none if the restarts agree, or do so once they are refitted. `alternative`, the
+    number by which :func:`dynapath.get.dynamics` gives it; `log_likelihood`, of all cells, minus that of the fit;
+    `agreement`, the adjusted Rand index of its groups with those of the fit; `equivalent`, whether it is within 2 units of
+    log-likelihood.
 
     Notes
     -----
@@ -305,8 +306,8 @@ def gene_trajectories(
 
     Notes
     -----
-    On four simulated scenarios, 2,250 cells, 200 genes, bootstrap but one member, bands of 90 % hold 85 % of the true group
-    means (see the user guide for what is left out).
+    On the four simulated scenarios (2,250 cells, 200 genes, n_bootstrap=50, one member) bands of 90 % hold 89 to 93 % of the
+    true group means and 86 to 98 % of the true velocities; the least where groups lie far apart, and at the last time.
     """
     from .models.draws import check_level, half_width
 

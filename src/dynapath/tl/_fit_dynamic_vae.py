@@ -519,7 +519,8 @@ def _judge(
         said.append(
             f"{int(rivals.sum())} of {len(reached)} restarts reach a likelihood within {AS_GOOD} nats per cell of the "
             f"best with other groups (adjusted Rand index down to {agreement[rivals].min():.2f}): the data allow more than "
-            "one explanation. dp.get.alternatives shows the others; fewer groups, more times or known labels decide."
+            "one explanation. dp.get.alternatives has those that still stand when refitted to the final states; fewer groups, "
+            "more times or known labels decide."
         )
     elif responsibilities.shape[1] > 1 and len(reached) > 1 and (gap := np.diff(np.sort(reached)[-2:])[0]) > _ALONE:
         status = "best_restart_alone"
