@@ -11,6 +11,7 @@ from ._latent_trajectories import latent_trajectories
 from ._loss_profile import loss_profile
 from ._missing_reports import missing_reports
 from ._n_groups import n_groups
+from ._training_stages import training_stages
 from ._velocity_embedding import velocity_embedding
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "loss_profile",
     "missing_reports",
     "n_groups",
+    "training_stages",
     "velocity_embedding",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,6 +43,7 @@ from ._over_time import (
     side_by_side,
     smallest_gap,
     uncertainty_handle,
+    wrapped_title,
 )
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def gene_trajectories(
         if len(fit.groups) > MOST_BY_COLOUR:
             number_ends(ax, here, "mean", short_names(fit, look))
         plain_axes(ax)
-        _title(ax, gene)
+        wrapped_title(ax, gene)
         label_time(ax, fit, held, gap)
     if own:
         only_lowest_label_time(panels)
@@ -167,10 +167,3 @@ def gene_trajectories(
         handles += [observed_handle(level), *heldout_handles(held)]
         add_legend(panels, handles, look, own=own)
     return finish(panels[0].figure, panels, show=show, return_fig=return_fig)
-
-
-def _title(ax: Axes, gene: str) -> None:
-    """The whole name, on as many lines as the panel needs."""
-    # Inches, 8-point type; before the layout is known, about four fifths of the width are left.
-    width = 0.8 * ax.get_window_extent().width / ax.figure.dpi
-    ax.set_title(textwrap.fill(gene, max(8, int(width / 0.075))), size=LABEL_SIZE)

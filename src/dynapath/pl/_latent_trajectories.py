@@ -15,7 +15,6 @@ from dynapath import get
 from ._colors import Palette
 from ._figure import (
     LABEL_SIZE,
-    DrawnFit,
     Look,
     add_legend,
     check_dims,
@@ -28,12 +27,15 @@ from ._figure import (
     read_fit,
 )
 from ._over_time import (
+    cell_times,
+    check_jitter,
     check_level,
     draw_line,
     draw_uncertainty,
     given_panels,
     heldout_handles,
     heldout_times,
+    jittered,
     label_time,
     mark_heldout,
     new_panels,
@@ -136,15 +138,15 @@ def latent_trajectories(
         msg = f"dims is empty. Name dimensions from 1 to {fit.n_latent}, or leave it out to draw all."
         raise ValueError(msg)
     check_level(level)
-    _check_jitter(jitter)
-    times = _cell_times(adata, fit)
+    check_jitter(jitter)
+    times = cell_times(adata, fit)
     held = heldout_times(heldout)
     given = None if axes is None else given_panels(axes, len(shown), f"dims={shown}")
     look = choose_look(adata, fit, color, palette)
     paths = get.trajectories(adata, key, times=path_times(fit, held), level=level)
     paths = paths[paths["group"].isin(fit.groups)]
     gap = smallest_gap(np.concatenate([fit.observed_times, times[np.isfinite(times)], held]))
-    x = times + jitter * gap * np.random.default_rng(0).uniform(-1, 1, len(times))
+    x = jittered(times, jitter * gap)
 
     own = given is None
     panels = new_panels(len(shown), figsize, 3 if len(shown) > 4 else 4) if given is None else given
@@ -168,23 +170,6 @@ def latent_trajectories(
         handles += heldout_handles(held)
         add_legend(panels, handles, look, own=own)
     return finish(panels[0].figure, panels, show=show, return_fig=return_fig)
-
-
-def _check_jitter(jitter: float) -> None:
-    if not 0 <= jitter <= 0.5:
-        msg = f"jitter must lie between 0 and .5 of the smallest gap between times; it is {jitter!r}."
-        raise ValueError(msg)
-
-
-def _cell_times(adata: AnnData, fit: DrawnFit) -> NDArray[np.float64]:
-    if fit.time_key not in adata.obs:
-        msg = (
-            f"obs has no {fit.time_key!r}, the time that was fitted. Columns: {', '.join(map(str, adata.obs.columns))}."
-        )
-        raise KeyError(msg)
-    column = adata.obs[fit.time_key]
-    # Categories may read as numbers: their names, not their codes.
-    return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(dtype=float)
 
 
 def _draw_means(ax: Axes, paths: pd.DataFrame, look: Look) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
@@ -15,7 +17,7 @@ from matplotlib.patches import Patch
 from ._figure import INK, LABEL_SIZE, TWO_COLUMNS, DrawnFit, halo, new_figure, number_line, spread
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
 _HELDOUT: dict[str, Any] = {"color": "0.35", "lw": 1.1, "ls": ":"}
@@ -42,6 +44,30 @@ def check_level(level: float) -> None:
     if not 0 < level < 1:
         msg = f"level is a probability between 0 and 1; it is {level!r}."
         raise ValueError(msg)
+
+
+def check_jitter(jitter: float) -> None:
+    """Raise for a jitter that would move cells to another time."""
+    if not 0 <= jitter <= 0.5:
+        msg = f"jitter must lie between 0 and .5 of the smallest gap between times; it is {jitter!r}."
+        raise ValueError(msg)
+
+
+def cell_times(adata: AnnData, fit: DrawnFit) -> NDArray[np.float64]:
+    """Time of each cell, NaN where there is none."""
+    if fit.time_key not in adata.obs:
+        msg = (
+            f"obs has no {fit.time_key!r}, the time that was fitted. Columns: {', '.join(map(str, adata.obs.columns))}."
+        )
+        raise KeyError(msg)
+    column = adata.obs[fit.time_key]
+    # Categories may read as numbers: their names, not their codes.
+    return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(dtype=float)
+
+
+def jittered(times: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """Times of cells moved by up to `width`, each time alike."""
+    return times + width * np.random.default_rng(0).uniform(-1, 1, len(times))
 
 
 def path_times(fit: DrawnFit, held: NDArray[np.float64], n_grid: int = 50) -> NDArray[np.float64]:
@@ -146,6 +172,13 @@ def number_ends(ax: Axes, paths: pd.DataFrame, column: str, names: Mapping[str, 
     heights[order] = np.maximum(heights[order], low + least * (np.arange(len(order)) + 0.3))
     for name, time, y in zip(ends.index, ends["time"], heights, strict=True):
         number_line(ax, str(name) if names is None else names[str(name)], (time, y), (7, 0))
+
+
+def wrapped_title(ax: Axes, title: str) -> None:
+    """The whole title, on as many lines as the panel needs."""
+    # Inches, 8-point type.
+    width = max(12, int(ax.get_window_extent().width / ax.figure.dpi / 0.065))
+    ax.set_title("\n".join(textwrap.fill(line, width) for line in title.splitlines()), size=LABEL_SIZE)
 
 
 def label_time(ax: Axes, fit: DrawnFit, held: NDArray[np.float64], gap: float) -> None:
