@@ -134,19 +134,19 @@ class GroupDynamics:
 
     @torch.no_grad()
     def proportions(self, times: ArrayLike) -> FloatArray:
-        """pi_k(t) (*draw, group, time), at any time."""
+        """pi_k(t) `(*draw, group, time)`, at any time."""
         return self.mixture.log_proportions(self.model_times(np.atleast_1d(times))).exp().numpy()
 
     @torch.no_grad()
     def responsibilities(self, z: ArrayLike, times: ArrayLike) -> FloatArray:
-        """Probability of each group (*draw, cell, group), given the state and the time of each cell."""
+        """Probability of each group `(*draw, cell, group)`, given the state and the time of each cell."""
         distinct, index = np.unique(np.asarray(times, dtype=float), return_inverse=True)
         index = torch.as_tensor(index)
         return self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
 
     @torch.no_grad()
     def velocity(self, z: ArrayLike, responsibilities: ArrayLike) -> FloatArray:
-        """dz/dt of each cell (*draw, cell, latent) in stored state per measured time, averaged over its groups."""
+        """dz/dt of each cell `(*draw, cell, latent)` in stored state per measured time, averaged over its groups."""
         v = self.mixture.velocity(self.scaled(z), torch.as_tensor(np.asarray(responsibilities, dtype=float)))
         return v.numpy() * self.scale / self.time_scale.span
 

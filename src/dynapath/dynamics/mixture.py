@@ -258,7 +258,7 @@ class LinearMixture(nn.Module):
 
         Returns
         -------
-        Rates of the means (*batch, group, time, latent) and of the covariances (*batch, group, time, latent, latent).
+        Rates of the means `(*batch, group, time, latent)` and of the covariances `(*batch, group, time, latent, latent)`.
         """
         A, b, Q = self.A.double().unsqueeze(-3), self.b.double().unsqueeze(-2), self.Q.double().unsqueeze(-3)
         # The floor is added to what moves and does not move itself.

@@ -98,7 +98,7 @@ def evaluate_heldout(
 
     `method`, `holdout` : as above; `holdout` in the unit of the data.
 
-    `metric`, `value` : `"energy"`, the unbiased energy distance, 0 on average for a perfect prediction (so single values may
+    `metric`, `value` : `"energy"`, the unbiased energy distance [1]_, 0 on average for a perfect prediction (so single values may
     be slightly negative) and in the unit of log-normalised counts; `"w2"`, the exact 2-Wasserstein distance between equal
     numbers of cells, which is positive for any prediction and rewards blur, so rank by energy; `"zero_error"`, mean over
     genes of the absolute difference of zero fractions; `"variance_ratio"`, median over genes of predicted/true variance of
