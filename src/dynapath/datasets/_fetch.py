@@ -50,9 +50,9 @@ def find(source: Source, path: str | os.PathLike[str] | None) -> Path:
     try:
         return _download(source)
     except OSError as error:  # what requests and urllib raise derives from it
-        looked = ", ".join(str(folder) for folder in folders) or "no folder (none is set)"
+        looked = f"is not in {', '.join(map(str, folders))}" if folders else "has no folder to be looked for in"
         raise FileNotFoundError(
-            f"{source.filename} is not in {looked}, and its download failed ({type(error).__name__}: {error}). "
+            f"{source.filename} {looked}, and its download failed ({type(error).__name__}: {error}). "
             f"Download the public original by hand and give its place as path, or put it as {source.filename} into a "
             f"folder named by {ENVIRONMENT_VARIABLE}. {source}"
         ) from error
