@@ -55,6 +55,20 @@ def test_lines_and_bands_are_the_numbers_of_get_trajectories(adata):
         np.testing.assert_allclose(sorted(tops), sorted(highest))
 
 
+def test_means_have_a_band_of_their_own_where_a_bootstrap_gives_one(adata):
+    assert not artists(draw(adata)[0], "uncertainty 0")
+    dp.tl.bootstrap(adata, n_bootstrap=4)
+    axes = draw(adata, level=0.5)
+    expected = dp.get.trajectories(adata, level=0.5)
+    for dim, ax in enumerate(axes, start=1):
+        for group in "012":
+            path = expected[(expected["group"] == group) & (expected["dimension"] == dim)]
+            (band,) = artists(ax, f"uncertainty {group}")
+            edges = band.get_paths()[0].vertices[:, 1]
+            assert (edges.min(), edges.max()) == pytest.approx((path["mean_lower"].min(), path["mean_upper"].max()))
+    assert "50% band of the mean" in legend_labels(axes[0].figure)
+
+
 def test_cells_are_drawn_where_they_are(adata):
     for dim, ax in enumerate(draw(adata, jitter=0.0)):
         drawn = cells(ax).get_offsets()

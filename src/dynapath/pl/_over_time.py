@@ -176,8 +176,8 @@ def number_ends(ax: Axes, paths: pd.DataFrame, column: str, names: Mapping[str, 
 
 def wrapped_title(ax: Axes, title: str) -> None:
     """The whole title, on as many lines as the panel needs."""
-    # Inches, 8-point type.
-    width = max(12, int(ax.get_window_extent().width / ax.figure.dpi / 0.065))
+    # Inches, 8-point type; before the layout is known, about four fifths of the width are left.
+    width = max(12, int(0.8 * ax.get_window_extent().width / ax.figure.dpi / 0.07))
     ax.set_title("\n".join(textwrap.fill(line, width) for line in title.splitlines()), size=LABEL_SIZE)
 
 
