@@ -256,7 +256,7 @@ def mean_handles(level: float | None = None) -> list[Line2D | Patch]:
     return handles
 
 
-def number_line(ax: Axes, name: str, at: ArrayLike, offset: ArrayLike) -> None:
+def number_line(ax: Axes, name: str, at: ArrayLike, offset: ArrayLike, color: str = INK) -> None:
     """The number of a group `offset` points away from a point of the data."""
     ax.annotate(
         name,
@@ -265,7 +265,7 @@ def number_line(ax: Axes, name: str, at: ArrayLike, offset: ArrayLike) -> None:
         textcoords="offset points",
         size=TICK_SIZE,
         weight="bold",
-        color=INK,
+        color=color,
         va="center",
         ha="center",
         path_effects=halo(),

@@ -23,7 +23,6 @@ from ._figure import (
     group_handles,
     plain_axes,
     read_fit,
-    short_names,
 )
 from ._over_time import (
     check_level,
@@ -150,7 +149,7 @@ def gene_trajectories(
             draw_observed(ax, name, measured[measured["group"] == name], "mean", color, aside[name])
         ax.set_ylim(bottom=max(0.0, ax.get_ylim()[0]))
         if len(fit.groups) > MOST_BY_COLOUR:
-            number_ends(ax, here, "mean", short_names(fit, look))
+            number_ends(ax, here, "mean", fit, look)
         plain_axes(ax)
         wrapped_title(ax, gene)
         label_time(ax, fit, held, gap)

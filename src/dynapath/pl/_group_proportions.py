@@ -24,7 +24,6 @@ from ._figure import (
     new_figure,
     plain_axes,
     read_fit,
-    short_names,
 )
 from ._over_time import (
     check_level,
@@ -142,7 +141,7 @@ def group_proportions(
         draw_observed(ax, name, observed[observed["group"] == name], "proportion", color, aside[name])
     ax.set_ylim(0, min(1.02, 1.05 * ax.get_ylim()[1]))
     if len(fit.groups) > MOST_BY_COLOUR:
-        number_ends(ax, paths[paths["group"].isin(fit.groups)], "proportion", short_names(fit, look))
+        number_ends(ax, paths[paths["group"].isin(fit.groups)], "proportion", fit, look)
     plain_axes(ax)
     ax.set_ylabel("proportion of cells", size=LABEL_SIZE)
     label_time(ax, fit, held, gap)

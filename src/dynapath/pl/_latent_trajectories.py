@@ -157,7 +157,7 @@ def latent_trajectories(
         here = paths[paths["dimension"] == dim]
         banded |= _draw_means(ax, here, look)
         if not look.by_group:
-            number_ends(ax, here, "mean")
+            number_ends(ax, here, "mean", fit, look)
         plain_axes(ax)
         ax.set_ylabel(f"{fit.latent_name} {dim}", size=LABEL_SIZE)
         label_time(ax, fit, held, gap)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,18 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ._figure import INK, LABEL_SIZE, TWO_COLUMNS, DrawnFit, halo, new_figure, number_line, spread
+from ._figure import (
+    INK,
+    LABEL_SIZE,
+    TWO_COLUMNS,
+    DrawnFit,
+    Look,
+    halo,
+    new_figure,
+    number_line,
+    short_names,
+    spread,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -159,19 +170,19 @@ def observed_handle(level: float) -> ErrorbarContainer:
     return ErrorbarContainer((dot, (), (bar,)), has_yerr=True, label=label)
 
 
-def number_ends(ax: Axes, paths: pd.DataFrame, column: str, names: Mapping[str, str] | None = None) -> None:
-    """The number of each group, or its name, where its line ends."""
-    ends = paths.groupby("group", observed=True).last()
+def number_ends(ax: Axes, paths: pd.DataFrame, column: str, fit: DrawnFit, look: Look) -> None:
+    """The number of each group, or its name, where its line ends and in its colour."""
+    names, ends = short_names(fit, look), paths.groupby("group", observed=True).last()
     low, high = ax.get_ylim()
-    # Ten points apart; before the layout is known, about four fifths of the height are left.
+    # Eight points apart; before the layout is known, about four fifths of the height are left.
     panel = 0.8 * ax.get_window_extent().height / ax.figure.dpi
-    least = 10 / 72 / panel * (high - low)
+    least = 8 / 72 / panel * (high - low)
     heights = spread(ends[column], least)
     # Those at the bottom are moved up into the panel.
     order = np.argsort(heights, kind="stable")
     heights[order] = np.maximum(heights[order], low + least * (np.arange(len(order)) + 0.3))
     for name, time, y in zip(ends.index, ends["time"], heights, strict=True):
-        number_line(ax, str(name) if names is None else names[str(name)], (time, y), (7, 0))
+        number_line(ax, names[str(name)], (time, y), (7, 0), look.group[str(name)])
 
 
 def wrapped_title(ax: Axes, title: str) -> None:
