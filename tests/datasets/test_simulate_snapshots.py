@@ -65,7 +65,6 @@ def test_examples_of_the_documentation_run():
     failures, n_run = doctest.testmod(module)
     assert n_run > 0
     assert failures == 0
-    assert set(datasets.__all__) == {"larry", "pbmc8k", "simulate_snapshots"}
 
 
 def test_import_brings_no_heavy_package():
