@@ -14,7 +14,6 @@ from scipy import sparse
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
-from dynapath import datasets
 from dynapath.datasets import _simulate_snapshots as module
 from dynapath.datasets import simulate_snapshots
 
