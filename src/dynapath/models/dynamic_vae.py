@@ -418,7 +418,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             for stage in self.stages_:
                 if stage.dynamics is not None:
                     stage.dynamics.mixture.reorder(order)
-        self.module.prior.load_state_dict(self._of_first_process(prior.state_dict()))
+        self.module.prior.load_state_dict(prior.state_dict())
+        # After the joint phase nothing has kept the processes of distributed training together.
+        state = {name: value.cpu() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self._of_first_process(state))
 
     # ------------------------------------------------------------------------------------------------ results
 
