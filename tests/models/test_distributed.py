@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         env={**outside, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
