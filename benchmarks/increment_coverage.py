@@ -64,7 +64,10 @@ def main() -> None:
     def report(name: str, T: int, n: int, parts: list[np.ndarray]) -> None:
         cover = np.nanmean(np.concatenate([np.atleast_2d(part) for part in parts]), axis=0)
         rows.append((name, T, n, *cover.round(3)))
-        print(f"{name:48s} T={T:4d} {n:5d} intervals: {cover.round(3)}  ({time.process_time() - start:.0f} CPU s)", flush=True)
+        print(
+            f"{name:48s} T={T:4d} {n:5d} intervals: {cover.round(3)}  ({time.process_time() - start:.0f} CPU s)",
+            flush=True,
+        )
 
     rng = np.random.default_rng(0)
     for T in (69, 500):
@@ -87,7 +90,12 @@ def main() -> None:
         for _ in range(args.panels if not corrected else max(args.panels // 4, 2)):
             panel, truth = simulate(200, 69, rng)
             fitted = fit(
-                panel, pooling="partial", se="hessian", bias_correction=corrected, bootstrap=Bootstrap(30), progress=False
+                panel,
+                pooling="partial",
+                se="hessian",
+                bias_correction=corrected,
+                bootstrap=Bootstrap(30),
+                progress=False,
             )
             units.append(covered(fitted, truth, own=False))
             d = fitted.dynamics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 
 import numpy as np
@@ -54,7 +55,7 @@ class Panel:
         """The first day on which a report can be the start of a trajectory: all lags must reach into the panel."""
         return max(int(self.lag.max(initial=1)) - 1, 0)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """One name for each regressor: that of the covariate, with the lag if it has several."""
         several = {s for s in self.source if (self.source == s).sum() > 1}
@@ -72,7 +73,9 @@ class Panel:
         """Days 0 to `last`, that day included."""
         days = slice(0, last + 1)
         dates = None if self.dates is None else self.dates[days]
-        return replace(self, y=self.y[:, days], z=self.z[:, :, days], days=self.days[days], dates=dates)
+        # Copies, so that the compiled functions meet one memory layout only.
+        y, z = self.y[:, days].copy(), self.z[:, :, days].copy()
+        return replace(self, y=y, z=z, days=self.days[days], dates=dates)
 
     def take(self, rows: NDArray) -> Panel:
         """Some of the units."""
@@ -258,7 +261,7 @@ def _matrix(adata: AnnData, layer: str | None, what: str) -> Float[NDArray, "uni
     if values.dtype.kind in "iu" and values.size and max(int(values.max()), -int(values.min())) > _EXACT_BELOW:
         msg = f"{where} ({what}) holds {int(values.max())}, too large to be computed with exactly. Has it overflowed?"
         raise ValueError(msg)
-    return values.astype(np.float64)  # a copy, so that unsigned integers neither overflow nor are written to
+    return values.astype(np.float64, order="C")  # a copy, so that unsigned integers neither overflow nor are written to
 
 
 def _masked(adata: AnnData, y: NDArray, observed: str | NDArray | None) -> NDArray:

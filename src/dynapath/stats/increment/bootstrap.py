@@ -2,10 +2,13 @@
 
 Every simulated panel has the covariates, the first reports and the gaps of the real one. Its days follow the fitted model
 with innovations that are normal (or counts) with the fitted variance, or drawn from a unit's own standardised residuals.
+The errors of the refits, estimate minus what was simulated from, have the bias of the real estimate as their mean and its
+covariance as theirs (Efron and Tibshirani 1993, chapters 6 and 10). Least squares of an autoregression returns too fast
+in short series, by about (1 + 3 a) / T (Kendall 1954), which this finds for any covariates and gaps.
+
 Coefficients that are partially pooled are drawn from their posterior, so that those of the simulated units spread as the
-real ones do. The errors of the refits, estimate minus what was simulated from, have the bias of the real estimate as
-their mean and its covariance as theirs (Efron and Tibshirani 1993, chapters 6 and 10). Least squares of an autoregression
-returns too fast in short series, by about (1 + 3 a) / T (Kendall 1954), which this finds for any covariates and gaps.
+real ones do and go with the real starts. Each unit's estimate is then biased on purpose, towards the mean, so it is only
+the bias of all units together that counts; and what refits tell of errors is how uncertain the covariance over units is.
 """
 
 from __future__ import annotations
@@ -51,16 +54,17 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Of the refits: estimate minus truth."""
+class Refits:
+    """What refits say of the errors of an estimate; NaN for units without one."""
 
     bias: Float[NDArray, "unit coefficient"]
-    covariance: Float[NDArray, "unit coefficient coefficient"]
-    mean_bias: Float[NDArray, " pooled"] | None = None
-    mean_covariance: Float[NDArray, "pooled pooled"] | None = None
+    covariance: Float[NDArray, "unit coefficient coefficient"]  # not of partially pooled coefficients
+    pooled_bias: Float[NDArray, " pooled"] | None = None
+    pooled_covariance: Float[NDArray, "pooled pooled"] | None = None
+    spreads: list[Float[NDArray, "pooled pooled"]] | None = None  # covariances over units
 
 
-def refit_errors(
+def refit(
     problem: Problem,
     modes: NDArray[np.str_],
     found: Estimate,
@@ -69,11 +73,8 @@ def refit_errors(
     sigma: Literal["own", "common"],
     posterior: Float[NDArray, "unit coefficient coefficient"],
     rng: np.random.Generator,
-) -> Errors:
-    """Simulate, refit, and sum up the errors; NaN for units without an estimate.
-
-    `posterior` is the covariance of partially pooled coefficients given the data.
-    """
+) -> Refits:
+    """Simulate and refit; `posterior` is the covariance of partially pooled coefficients given the data."""
     if settings.kind == "residual" and problem.counts:
         msg = "Residuals of counts cannot be drawn again, as they depend on the mean. Use Bootstrap(kind='parametric')."
         raise ValueError(msg)
@@ -84,7 +85,7 @@ def refit_errors(
     draw = _Innovations(problem, params, found.sigma2, settings.kind, len(modes))
     quiet = replace(problem, progress=False)
     total, products = np.zeros_like(params), np.zeros((*params.shape, len(modes)))
-    means = []
+    means, spreads = [], []
     for _ in tqdm(range(settings.n_refits), desc="bootstrap", disable=not problem.progress, leave=False):
         truth = params
         if root is not None:
@@ -97,16 +98,19 @@ def refit_errors(
         products += error[:, :, None] * error[:, None]
         if again.pooled is not None:
             means.append(again.pooled.mean)
+            spreads.append(again.pooled.covariance)
     bias = total / settings.n_refits
     covariance = (products - settings.n_refits * bias[:, :, None] * bias[:, None]) / (settings.n_refits - 1)
-    known = np.isfinite(found.params) & (moving[:, None] | (modes == "global"))
+    known = np.isfinite(found.params) & (moving[:, None] | (modes != "individual"))
+    bias[:, partial] = bias[moving][:, partial].mean(0)
     bias = np.where(known, bias, np.nan)
     covariance = np.where(known[:, :, None] & known[:, None], covariance, np.nan)
     if not means:
-        return Errors(bias, covariance)
-    return Errors(
-        bias, covariance, np.mean(means, axis=0) - found.pooled.mean, np.atleast_2d(np.cov(np.transpose(means)))
-    )
+        return Refits(bias, covariance)
+    pooled_bias = np.mean(means, axis=0) - found.pooled.mean
+    varies = partial[modes != "individual"]
+    pooled_bias[varies] = total[moving][:, partial].mean(0) / settings.n_refits
+    return Refits(bias, covariance, pooled_bias, np.atleast_2d(np.cov(np.transpose(means))), spreads)
 
 
 def simulate(

@@ -4,7 +4,8 @@ With H the curvature of the loss and M the variance of its gradient, an estimate
 `hessian`, M is that of the model: innovations of variance v sigma^2, with sigma^2 from the residuals (so that weights
 "equal" are not taken for efficient where reports are missing). For `sandwich`, M sums the observed squared scores of
 reports, or of units where coefficients are shared. Partially pooled coefficients have the variance of empirical Bayes
-estimates given the estimated distribution. A coefficient at its bound has no standard error; the others are given it.
+estimates given the estimated covariance over units; refits of simulated panels tell how uncertain that is, and add how
+much the estimates depend on it (Laird and Louis 1987, doi:10.1080/01621459.1987.10478490). A coefficient at its bound has no standard error; the others are given it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from dynapath.stats.pooling import unit_covariance
+from dynapath.stats.pooling import pool, unit_covariance
 
-from .estimate import Estimate
+from .estimate import Estimate, eliminated
 from .problem import CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, Problem
 from .recursion import COUNT, CURVATURE, DLOG_V, DLOG_V2, LOSSES, MODEL_SCORES, OBSERVED_SCORES, follow
 
@@ -31,10 +32,11 @@ def covariance_of(
     kind: Kind,
     *,
     parts: tuple[NDArray, NDArray] | None = None,
+    spreads: list[NDArray] | None = None,
 ) -> tuple[Float[NDArray, "unit coefficient coefficient"], Float[NDArray, "pooled pooled"] | None]:
     """Of every unit's coefficients, and of the pooled means; NaN where there are not enough reports for it.
 
-    `parts` are H and M, for a loss of one's own.
+    `parts` are H and M, for a loss of one's own; `spreads` are covariances over units that the data leave possible.
     """
     H, M = parts or _curvature_and_scores(problem, np.nan_to_num(found.params), found.sigma2, kind)
     fixed = found.status == CLIPPED
@@ -45,7 +47,8 @@ def covariance_of(
         inverse = _inverse(H)
         out, of_means = inverse @ M @ inverse, None
     else:
-        out, of_means = _pooled_covariance(modes, found, H, M, kind)
+        between = None if spreads is None else _given_each(problem, modes, found, spreads)
+        out, of_means = _pooled_covariance(modes, found, H, M, kind, between)
     own = modes != "global"
     out[fixed, 1, :] = out[fixed, :, 1] = np.nan
     for status, unknown in ((CONSTANT, own), (NO_DATA, modes == "individual"), (RANK_DEFICIENT, modes == "individual")):
@@ -55,8 +58,28 @@ def covariance_of(
     return out, of_means
 
 
+def _given_each(problem: Problem, modes: NDArray[np.str_], found: Estimate, spreads: list[NDArray]) -> NDArray:
+    """Variance of the pooled coefficients S: the mean of that given each covariance, and that of their estimates."""
+    params, sigma2 = np.nan_to_num(found.params), 1.0 / found.weight
+    H, rho, squares, n = eliminated(problem, modes, params, sigma2, found.used)
+    A, n_S = H / sigma2[found.used][:, None, None], H.shape[1]
+    A_all = np.zeros((len(params), n_S, n_S))
+    A_all[found.used] = A
+    within = np.zeros_like(A_all)
+    estimates = []
+    for spread in spreads:
+        varies = modes[modes != "individual"] == "partial"
+        given = pool(H, rho, squares, n, varies=varies, sigma2=sigma2[found.used], covariance=spread)
+        within += unit_covariance(A_all, spread, given.mean_covariance) / len(spreads)
+        every = np.tile(given.mean, (len(params), 1))
+        every[found.used] = given.unit_mean
+        estimates.append(every)
+    away = np.array(estimates) - np.mean(estimates, axis=0)
+    return within + np.einsum("rui,ruj->uij", away, away) / max(len(spreads) - 1, 1)
+
+
 def _pooled_covariance(
-    modes: NDArray[np.str_], found: Estimate, H: NDArray, M: NDArray, kind: Kind
+    modes: NDArray[np.str_], found: Estimate, H: NDArray, M: NDArray, kind: Kind, of_S: NDArray | None
 ) -> tuple[NDArray, NDArray]:
     """Pooled coefficients S, then a unit's own coefficients I given these."""
     pooled, used, weight = found.pooled, found.used, found.weight[:, None, None]
@@ -74,7 +97,7 @@ def _pooled_covariance(
         order = np.concatenate([S, I])
         C = C @ np.nansum((T @ M[:, order[:, None], order] @ np.swapaxes(T, 1, 2))[used], axis=0) @ C
     out = np.full_like(A, np.nan)
-    of_S = unit_covariance(A_S, pooled.covariance, C)
+    of_S = unit_covariance(A_S, pooled.covariance, C) if of_S is None else of_S
     cross = -np.swapaxes(P, 1, 2) @ of_S
     out[:, S[:, None], S] = of_S
     out[:, I[:, None], S] = cross

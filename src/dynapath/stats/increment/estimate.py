@@ -68,7 +68,8 @@ def estimate(
     k = len(modes)
     status = data_status(problem.panel)
     own = _individual(problem, status, None if near is None else near.params)
-    sigma2 = np.where(np.isin(status, (OK, RANK_DEFICIENT)), problem.residual_variance(own.params, k), np.nan)
+    estimated = (status == OK) | (status == RANK_DEFICIENT)
+    sigma2 = np.where(estimated, problem.residual_variance(own.params, k), np.nan)
     if (modes == "individual").all():
         if sigma == "common":
             sigma2 = np.where(status == NO_DATA, np.nan, _mean_variance(problem, sigma2, k))
@@ -78,24 +79,27 @@ def estimate(
 
 def _individual(problem: Problem, status: NDArray[np.object_], near: NDArray | None) -> Estimate:
     n_units, k = problem.panel.n_units, len(problem.panel.coefficients)
-    weak = status == RANK_DEFICIENT
-    solvable = (status == OK) | weak
+    ok, weak = status == OK, status == RANK_DEFICIENT
     params = np.zeros((n_units, k))
     if near is not None:
-        params = np.where((status == OK)[:, None] & np.isfinite(near), near, 0.0)
-    precision = None
+        params = np.where(ok[:, None] & np.isfinite(near), near, 0.0)
+    params, n_iter, how = problem.minimise(params, ok)
     if weak.any():
-        precision = np.zeros((n_units, k, k))
-        precision[weak] = (_ridge(problem)[:, None, None] * np.eye(k))[weak]
-    params, n_iter, how = problem.minimise(params, solvable, precision=precision)
+        precision = _ridge(problem, weak)[:, None, None] * np.eye(k)
+        params, more, _ = problem.minimise(params, weak, precision=precision)
+        n_iter += more
     params[status == NO_DATA] = np.nan
     return Estimate(params, _outcome(status, how), n_iter, np.full(n_units, np.nan))
 
 
-def _ridge(problem: Problem) -> Float[NDArray, " unit"]:
+def _ridge(problem: Problem, rows: Bool[NDArray, " unit"]) -> Float[NDArray, " unit"]:
+    """How strongly the units `rows` are pulled towards 0; 0 for the others."""
     k = len(problem.panel.coefficients)
-    _, _, H = problem.sums(np.zeros((problem.panel.n_units, k)))
-    return _RIDGE * np.maximum(np.einsum("ukk->u", H) / k, 1.0)
+    some = replace(problem, panel=problem.panel.take(rows), tuning=problem.tuning[rows])
+    _, _, H = some.sums(np.zeros((int(rows.sum()), k)))
+    pull = np.zeros(len(rows))
+    pull[rows] = _RIDGE * np.maximum(np.einsum("ukk->u", H) / k, 1.0)
+    return pull
 
 
 def _outcome(status: NDArray[np.object_], how: NDArray[np.int64]) -> NDArray[np.object_]:
@@ -188,6 +192,29 @@ def _check_enough(modes: NDArray[np.str_], used: NDArray[np.bool_]) -> None:
         raise ValueError(msg)
 
 
+def eliminated(
+    problem: Problem, modes: NDArray[np.str_], params: NDArray, sigma2: NDArray, rows: NDArray[np.bool_]
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Expand the loss of the units `rows` around `params`, and minimise it over their own coefficients.
+
+    What is left are H, rho, squares and n of a sum of squares b' H b - 2 rho' b + squares of the pooled coefficients.
+    """
+    single = modes == "individual"
+    f, g, H, n = (part[rows] for part in problem.expansion(params, sigma2))
+    b, s = params[rows], sigma2[rows]
+    H, g, f = s[:, None, None] * H, s[:, None] * g, s * f
+    rho = np.einsum("uij,uj->ui", H, b) - g
+    squares = 2.0 * f - 2.0 * np.einsum("ui,ui->u", g, b) + np.einsum("uij,ui,uj->u", H, b, b)
+    if not single.any():
+        return H, rho, squares, n
+    I, S = np.flatnonzero(single), np.flatnonzero(~single)
+    inverse = np.linalg.pinv(H[:, I[:, None], I], hermitian=True)
+    cross = H[:, S[:, None], I] @ inverse
+    squares = squares - np.einsum("ui,uij,uj->u", rho[:, I], inverse, rho[:, I])
+    rho = rho[:, S] - np.einsum("uij,uj->ui", cross, rho[:, I])
+    return H[:, S[:, None], S] - cross @ H[:, I[:, None], S], rho, squares, n - len(I)
+
+
 def _pool_expansions(
     problem: Problem,
     modes: NDArray[np.str_],
@@ -199,38 +226,25 @@ def _pool_expansions(
     covariance: NDArray | None,
     before: Pooled | None,
 ) -> Pooled:
-    """Expand every unit's loss around `params`, eliminate its own coefficients, and pool the others."""
-    single = modes == "individual"
-    f, g, H, n = (part[used] for part in problem.expansion(params, sigma2))
-    b, s = params[used], sigma2[used]
-    # 2 sigma^2 f = b'Hb - 2 rho'b + squares
-    H, g, f = s[:, None, None] * H, s[:, None] * g, s * f
-    rho = np.einsum("uij,uj->ui", H, b) - g
-    squares = 2.0 * f - 2.0 * np.einsum("ui,ui->u", g, b) + np.einsum("uij,ui,uj->u", H, b, b)
-    if single.any():
-        I, S = np.flatnonzero(single), np.flatnonzero(~single)
-        inverse = np.linalg.pinv(H[:, I[:, None], I], hermitian=True)
-        cross = H[:, S[:, None], I] @ inverse
-        squares = squares - np.einsum("ui,uij,uj->u", rho[:, I], inverse, rho[:, I])
-        rho = rho[:, S] - np.einsum("uij,uj->ui", cross, rho[:, I])
-        H = H[:, S[:, None], S] - cross @ H[:, I[:, None], S]
-        n = n - len(I)
+    """Pool the expansions of all units around `params`; a shared state coefficient stays within its bounds."""
+    parts = eliminated(problem, modes, params, sigma2, used)
+    pooled_modes = modes[modes != "individual"]
     settings = {
-        "varies": modes[~single] == "partial",
-        "sigma2": None if common else s,
+        "varies": pooled_modes == "partial",
+        "sigma2": None if common else sigma2[used],
         "covariance": covariance,
         "near": before,
     }
-    pooled = pool(H, rho, squares, n, **settings)
+    pooled = pool(*parts, **settings)
     if modes[1] != "global":
         return pooled
-    place = int((~single)[:1].sum())
+    place = int(modes[0] != "individual")
     low, high = problem.bounds
     if low <= pooled.mean[place] <= high:
         return pooled
     fixed = np.full(len(pooled.mean), np.nan)
     fixed[place] = np.clip(pooled.mean[place], low, high)
-    return pool(H, rho, squares, n, **settings, fixed=fixed)
+    return pool(*parts, **settings, fixed=fixed)
 
 
 def _given_pooled(
@@ -259,7 +273,7 @@ def _given_pooled(
         return params, np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
     own = np.zeros((n_units, k, k)) + precision
     if weak.any() and (modes == "individual").any():
-        pull = (_ridge(problem) / sigma2)[:, None] * (modes == "individual")
+        pull = (_ridge(problem, weak) / sigma2)[:, None] * (modes == "individual")
         own[weak] += (pull[:, :, None] * np.eye(k))[weak]
     solvable = (status == OK) | weak
     return problem.minimise(params, solvable, free=~shared, sigma2=sigma2, center=center, precision=own)

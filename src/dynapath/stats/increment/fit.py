@@ -15,7 +15,7 @@ from scipy.special import gammaln
 from dynapath.dynamics.increments import IncrementDynamics
 from dynapath.read.panel import Panel, check_counts
 
-from .bootstrap import Bootstrap, Errors, refit_errors
+from .bootstrap import Bootstrap, Refits, refit
 from .counts import estimate_overdispersion
 from .errors import covariance_of
 from .estimate import Estimate, estimate
@@ -123,14 +123,21 @@ def fit(
         covariance, of_means = covariance_of(problem, modes, found, kind, parts=parts)
     if se == "bootstrap" or bias_correction:
         posterior, _ = covariance_of(problem, modes, found, "hessian")
-        rng = np.random.default_rng(random_state)
-        errors = refit_errors(
-            problem, modes, found, bootstrap or Bootstrap(), sigma=sigma, posterior=posterior, rng=rng
+        refits = refit(
+            problem,
+            modes,
+            found,
+            bootstrap or Bootstrap(),
+            sigma=sigma,
+            posterior=posterior,
+            rng=np.random.default_rng(random_state),
         )
+        if se == "bootstrap" and (modes == "partial").any():
+            covariance, of_means = covariance_of(problem, modes, found, "hessian", spreads=refits.spreads)
+        elif se == "bootstrap":
+            covariance, of_means = refits.covariance, refits.pooled_covariance
         if bias_correction:
-            found = without_bias(problem, found, modes, errors)
-        if se == "bootstrap":
-            covariance, of_means = errors.covariance, errors.mean_covariance
+            found = without_bias(problem, found, modes, refits)
     result = assemble(problem, modes, found, covariance, of_means)
     if isinstance(loss, str):
         return result
@@ -198,16 +205,18 @@ def check_choices(
         raise ValueError(msg)
 
 
-def without_bias(problem: Problem, found: Estimate, modes: NDArray[np.str_], errors: Errors) -> Estimate:
+def without_bias(problem: Problem, found: Estimate, modes: NDArray[np.str_], refits: Refits) -> Estimate:
     """Estimates less the bias that refits showed; the state coefficient stays within its bounds."""
-    params = found.params - np.nan_to_num(errors.bias)
+    params = found.params - np.nan_to_num(refits.bias)
     params[:, 1] = np.clip(params[:, 1], *problem.bounds)
     if found.pooled is None:
         return replace(found, params=params)
-    mean = found.pooled.mean - errors.mean_bias
+    mean = found.pooled.mean - refits.pooled_bias
+    if modes[1] != "individual":
+        place = int(modes[0] != "individual")
+        mean[place] = np.clip(mean[place], *problem.bounds)
     shared = modes == "global"
-    params[:, shared] = np.where(np.isfinite(params[:, shared]), mean[shared[modes != "individual"]], np.nan)
-    params[:, 1] = np.clip(params[:, 1], *problem.bounds)
+    params[:, shared] = mean[shared[modes != "individual"]]
     return replace(found, params=params, pooled=replace(found.pooled, mean=mean))
 
 
@@ -312,13 +321,16 @@ def assemble(
     state, resid, _ = follow(
         panel.y, panel.z, panel.source, panel.lag, found.params, first=panel.first_day, overdispersion=alpha
     )
+    n = np.maximum((panel.observed[:, panel.first_day :]).sum(1) - 1, 0)
     with np.errstate(over="ignore", invalid="ignore"):
-        sums, _, _ = problem.sums(found.params)
-        n = np.maximum((panel.observed[:, panel.first_day :]).sum(1) - 1, 0)
-        total = sums[:, LOSS] * (2.0 if problem.kind == LOSSES["squared"] else 1.0)
-        if problem.counts:  # log y!, which no coefficient changes
-            total += np.where(np.isfinite(resid), gammaln(np.nan_to_num(panel.y) + 1.0), 0.0).sum(1)
-        loss = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+        if problem.kind == LOSSES["squared"] and not problem.gap:
+            total = np.nansum(resid**2, axis=1)
+        else:
+            total = problem.sums(found.params)[0][:, LOSS] * (2.0 if problem.kind == LOSSES["squared"] else 1.0)
+    if problem.counts:  # log y!, which no coefficient changes
+        total += np.where(np.isfinite(resid), gammaln(np.nan_to_num(panel.y) + 1.0), 0.0).sum(1)
+    known = (n > 0) & np.isfinite(found.params).all(1)
+    loss = np.where(known, total / np.maximum(n, 1), np.nan)
     mean = spread = None
     mean_covariance = None
     if found.pooled is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,14 +11,14 @@ from numpy.typing import NDArray
 from dynapath.read.panel import Panel
 
 from . import solve
-from .recursion import COUNT, CURVATURE, LOSS, LOSSES, accumulate_all
+from .recursion import COUNT, CURVATURE, LOSSES, accumulate_all, standardised_squares
 
 OK, CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, MAX_ITER = STATUS = (
     "ok", "clipped", "constant", "no_data", "rank_deficient", "max_iter",
 )  # fmt: skip
 # Eigenvalues of the scaled information below this mean that coefficients cannot be told apart.
 _SINGULAR = 1e-11
-# Share of the squared changes below which what is left of them is rounding.
+# Share of the squared reports below which what is left is rounding.
 _EXACT = 1e-20
 
 
@@ -57,12 +56,7 @@ class Problem:
     def expansion(self, params: NDArray, sigma2: Float[NDArray, " unit"]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """f of every unit for known sigma^2, with its gradient and curvature, and the number of innovations."""
         sums, gradient, curvature = self.sums(params)
-        nothing = np.zeros((curvature.shape[1],) * 2)
-        f = np.empty(len(params))
-        for u in range(len(params)):
-            f[u] = solve.objective(
-                sums[u], gradient[u], curvature[u], self.gap, 1.0 / sigma2[u], params[u], params[u], nothing
-            )
+        f = solve.objective_all(sums, gradient, curvature, self.gap, 1.0 / sigma2, params)
         return f, gradient, curvature, sums[:, COUNT]
 
     def minimise(
@@ -88,7 +82,7 @@ class Problem:
             gap=self.gap,
             scale=np.zeros(n_units) if sigma2 is None else 1.0 / sigma2,
             center=np.zeros(k) if center is None else center,
-            precision=np.zeros((n_units, k, k)) if precision is None else precision,
+            precision=precision,
             bounds=self.bounds,
             max_iter=self.max_iter,
             progress=self.progress,
@@ -103,25 +97,22 @@ class Problem:
         """
         if self.counts:
             return np.ones(len(params))
-        squares = replace(self, kind=LOSSES["squared"], gap=True)
-        sums, _, _ = squares.sums(np.nan_to_num(params))
-        unexplained, _, _ = squares.sums(np.zeros_like(params))
-        left = sums[:, COUNT] - lost
-        known = (left > 0) & (sums[:, LOSS] > _EXACT * unexplained[:, LOSS])
-        return np.where(known, 2.0 * sums[:, LOSS] / np.where(left > 0, left, 1.0), np.nan)
+        squares, n, size = standardised_squares(*self.arrays, self.panel.first_day, np.nan_to_num(params))
+        left = n - lost
+        known = (left > 0) & (squares > _EXACT * size)
+        return np.where(known, squares / np.where(left > 0, left, 1.0), np.nan)
 
 
 def data_status(panel: Panel) -> NDArray[np.object_]:
     """`no_data` (no innovation), `constant`, `rank_deficient` (too few or collinear), or `ok`."""
-    y = panel.y[:, panel.first_day :]
-    n_reports = (~np.isnan(y)).sum(1)
+    y, observed = panel.y[:, panel.first_day :], panel.observed[:, panel.first_day :]
+    n_reports = observed.sum(1)
     k = len(panel.coefficients)
     status = np.full(panel.n_units, OK, dtype=object)
     _, _, H = Problem(panel).sums(np.zeros((panel.n_units, k)))
     status[(n_reports - 1 < k) | singular(H)] = RANK_DEFICIENT
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # rows without a report
-        status[np.nanmax(y, 1) == np.nanmin(y, 1)] = CONSTANT
+    first = y[np.arange(panel.n_units), observed.argmax(1)]
+    status[((y == first[:, None]) | ~observed).all(1)] = CONSTANT
     status[n_reports < 2] = NO_DATA
     return status
 
@@ -132,4 +123,7 @@ def singular(H: Float[NDArray, "unit coefficient coefficient"]) -> Bool[NDArray,
     bad = ~(np.isfinite(H).all((1, 2)) & (diagonal > 0).all(1))
     root = np.sqrt(np.where(bad[:, None], 1.0, diagonal))
     scaled = np.where(bad[:, None, None], np.eye(H.shape[1]), H / root[:, :, None] / root[:, None])
-    return bad | (np.linalg.eigvalsh(scaled)[:, 0] < _SINGULAR)
+    # The smallest eigenvalue is above det / e, as the others add up to less than k; few need a closer look.
+    doubtful = np.linalg.det(scaled) < 10 * _SINGULAR
+    bad[doubtful] |= np.linalg.eigvalsh(scaled[doubtful])[:, 0] < _SINGULAR
+    return bad

@@ -4,8 +4,8 @@ Minimised is f(b) = loss(b) / sigma^2 + (b - m)' P (b - m) / 2, with a prior of 
 are partially pooled and sigma = 1, P = 0 otherwise. With gap weights f is the Gaussian log-likelihood, negative, with
 sigma^2 profiled out unless given: n/2 log(sum e^2 / v) + 1/2 sum log v, whose extra terms are no sum of squares.
 
-Every unit takes a Gauss-Newton step (for counts: Fisher scoring), damped only where it does not lower f (Marquardt 1963,
-doi:10.1137/0111030), and stops on its own. Without missing reports the first step is the solution. The state coefficient
+Every unit takes a Gauss-Newton step (for counts: Fisher scoring; for squares and one covariate Newton's, where the exact
+curvature is positive), damped only where it does not lower f (Marquardt 1963, doi:10.1137/0111030), and stops on its own. Without missing reports the first step is the solution. The state coefficient
 has a bound: a step across it is replaced by the best step that ends there, exact for one bounded coefficient.
 """
 
@@ -28,6 +28,9 @@ from .recursion import (
     LOSS,
     LOSS_DLOG_V,
     N_SUMS,
+    SECOND_0,
+    SECOND_1,
+    SECOND_2,
     accumulate,
     accumulate_all,
     compiled,
@@ -35,7 +38,7 @@ from .recursion import (
 
 CONVERGED, AT_BOUND, NOT_CONVERGED = range(3)
 # Relative change of the fitted values below which a step is the last one.
-TOLERANCE = 1e-10
+TOLERANCE = 1e-9
 # A panel larger than this shows its progress; so many report days are fitted between two updates.
 _DAYS_PER_UPDATE = 4_000_000
 PUBLISHED_STEPS = (1e-3, 1e-2, 1e-3)  # intercept, state, every covariate
@@ -43,9 +46,11 @@ _INFEASIBLE_ABOVE = 10.0
 
 
 @compiled
-def objective(sums, gradient, curvature, gap, scale, b, center, precision):
+def objective(sums, gradient, curvature, gap, scale, b, center, precision, prior):
     """From loss to f: scale = 1 / sigma^2 (0: profiled out), log v, and the prior. Changes its derivatives in place."""
     k = b.shape[0]
+    if not gap and scale <= 0.0 and not prior:
+        return sums[LOSS]
     loss = max(sums[LOSS], 1e-290)
     weight = scale if scale > 0.0 else (0.5 * sums[COUNT] / loss if gap else 1.0)
     for i in range(k):
@@ -60,6 +65,8 @@ def objective(sums, gradient, curvature, gap, scale, b, center, precision):
             curvature[1, 1] -= 0.5 * sums[DLOG_V] ** 2 / sums[COUNT]
             f = 0.5 * sums[COUNT] * math.log(loss)
         f += 0.5 * sums[LOG_V]
+    if not prior:
+        return f
     for i in range(k):
         pull = 0.0
         for j in range(k):
@@ -121,45 +128,94 @@ def _newton_step(gradient, curvature, moves, damping, step, L):
 
 
 @compiled
+def _bounded_step(b, gradient, curvature, free, moves, damping, lower, upper, step, L):
+    """The step, or the best one that ends at the bound of the state coefficient; False if the curvature is no help."""
+    k = b.shape[0]
+    for i in range(k):
+        moves[i] = free[i]
+        step[i] = 0.0
+    if not _newton_step(gradient, curvature, moves, damping, step, L):
+        return False
+    if not free[1] or lower <= b[1] + step[1] <= upper:
+        return True
+    bound = lower if b[1] + step[1] < lower else upper
+    for i in range(k):
+        step[i] = 0.0
+    step[1] = bound - b[1]
+    moves[1] = False
+    return _newton_step(gradient, curvature, moves, damping, step, L)
+
+
+@compiled
+def _copy(source, target):
+    for i in range(source.shape[0]):
+        target[i] = source[i]
+
+
+@compiled
 def _solve_unit(
-    y, z, u, source, lag, first, b, free, kind, tuning, gap, scale, center, precision, lower, upper, max_iter
+    y, z, u, source, lag, first, b, free, kind, tuning, gap, scale, center, precision, prior, lower, upper, max_iter, work
 ):  # fmt: skip
     k = b.shape[0]
-    sums, gradient, curvature, D = np.empty(N_SUMS), np.empty(k), np.empty((k, k)), np.empty(k)
-    new_sums, new_gradient, new_curvature = np.empty(N_SUMS), np.empty(k), np.empty((k, k))
-    step, trial, L, moves = np.zeros(k), np.empty(k), np.zeros((k, k)), free.copy()
-    accumulate(y, z, u, source, lag, first, b, kind, tuning, gap, CURVATURE, sums, gradient, curvature, D)
-    f = objective(sums, gradient, curvature, gap, scale, b, center, precision)
+    # Of the present point, and of the one tried: the rows of the work space change places when a step is taken.
+    sums, gradient, curvature, vectors, L, N, moves = work
+    step, trial, D = vectors[0], vectors[1], vectors[2]
+    now, new = 0, 1
+    accumulate(
+        y, z, u, source, lag, first, b, kind, tuning, gap, CURVATURE, sums[now], gradient[now], curvature[now], D
+    )
+    f = objective(sums[now], gradient[now], curvature[now], gap, scale, b, center, precision, prior)
+    n = sums[now, COUNT]
     likelihood = gap or kind >= 2
-    size0 = math.sqrt(sums[COUNT]) if likelihood else math.sqrt(2.0 * max(f, 0.0))
+    exact = k == 3 and kind == 0 and not gap and scale <= 0.0 and not prior
+    size0 = math.sqrt(n) if likelihood else math.sqrt(2.0 * max(f, 0.0))
     damping = 0.0
     for iteration in range(1, max_iter + 1):
-        moves[:] = free
-        step[:] = 0.0
-        possible = _newton_step(gradient, curvature, moves, damping, step, L)
-        if possible and free[1] and not (lower <= b[1] + step[1] <= upper):
-            bound = lower if b[1] + step[1] < lower else upper
-            step[:] = 0.0
-            step[1] = bound - b[1]
-            moves[1] = False
-            possible = _newton_step(gradient, curvature, moves, damping, step, L)
+        g, H = gradient[now], curvature[now]
+        possible = False
+        if exact and damping == 0.0 and sums[now, SECOND_0] != 0.0:
+            for i in range(3):
+                for j in range(3):
+                    N[i, j] = H[i, j]
+            N[0, 1] -= sums[now, SECOND_0]
+            N[1, 1] -= sums[now, SECOND_1]
+            N[2, 1] -= sums[now, SECOND_2]
+            N[1, 0], N[1, 2] = N[0, 1], N[2, 1]
+            possible = _bounded_step(b, g, N, free, moves, 0.0, lower, upper, step, L)
+        if not possible:
+            possible = _bounded_step(b, g, H, free, moves, damping, lower, upper, step, L)
         if not possible:
             damping = max(10.0 * damping, 1e-6)
             continue
         moved = 0.0
         for i in range(k):
-            moved = max(moved, abs(step[i]) * math.sqrt(curvature[i, i]))
+            moved = max(moved, abs(step[i]) * math.sqrt(H[i, i]))
             trial[i] = b[i] + step[i]
         if not moves[1] and free[1]:
             trial[1] = lower if step[1] < 0.0 or (step[1] == 0.0 and b[1] == lower) else upper
         accumulate(
-            y, z, u, source, lag, first, trial, kind, tuning, gap, CURVATURE, new_sums, new_gradient, new_curvature, D
+            y,
+            z,
+            u,
+            source,
+            lag,
+            first,
+            trial,
+            kind,
+            tuning,
+            gap,
+            CURVATURE,
+            sums[new],
+            gradient[new],
+            curvature[new],
+            D,
         )
-        f_new = objective(new_sums, new_gradient, new_curvature, gap, scale, trial, center, precision)
-        size = math.sqrt(sums[COUNT]) if likelihood else math.sqrt(2.0 * max(f, 0.0)) + 1e-4 * size0
+        f_new = objective(sums[new], gradient[new], curvature[new], gap, scale, trial, center, precision, prior)
+        size = math.sqrt(n) if likelihood else math.sqrt(2.0 * max(f, 0.0)) + 1e-4 * size0
         last = moved <= TOLERANCE * size and damping <= 1e-6
         if f_new <= f:
-            b[:], sums[:], gradient[:], curvature[:] = trial, new_sums, new_gradient, new_curvature
+            _copy(trial, b)
+            now, new = new, now
             f = f_new
             damping = damping / 10.0 if damping > 1e-7 else 0.0
         elif last or moved <= 1e-7 * size:  # lower than rounding lets see
@@ -173,15 +229,30 @@ def _solve_unit(
 
 @compiled
 def _solve_range(
-    start, stop, y, z, source, lag, first, params, solve, free, kind, tuning, gap, scale, center, precision, lower, upper,
-    max_iter, n_iter, how,
+    start, stop, y, z, source, lag, first, params, solve, free, kind, tuning, gap, scale, center, precision, prior, lower,
+    upper, max_iter, n_iter, how,
 ):  # fmt: skip
+    k = params.shape[1]
+    work = (
+        np.empty((2, N_SUMS)), np.empty((2, k)), np.empty((2, k, k)), np.empty((3, k)), np.zeros((k, k)),
+        np.zeros((k, k)), free.copy(),
+    )  # fmt: skip
     for u in range(start, stop):
         if solve[u]:
             n_iter[u], how[u] = _solve_unit(
-                y, z, u, source, lag, first, params[u], free, kind, tuning[u], gap, scale[u], center, precision[u],
-                lower, upper, max_iter,
+                y, z, u, source, lag, first, params[u], free, kind, tuning[u], gap, scale[u], center,
+                precision[u if prior else 0], prior, lower, upper, max_iter, work,
             )  # fmt: skip
+
+
+@compiled
+def objective_all(sums, gradient, curvature, gap, scale, params):
+    """f of all units without a prior."""
+    k = params.shape[1]
+    f, nothing = np.empty(params.shape[0]), np.zeros((k, k))
+    for u in range(params.shape[0]):
+        f[u] = objective(sums[u], gradient[u], curvature[u], gap, scale[u], params[u], params[u], nothing, False)  # noqa: FBT003
+    return f
 
 
 def levenberg_marquardt(
@@ -199,18 +270,20 @@ def levenberg_marquardt(
     gap: bool = False,
     scale: Float[NDArray, " unit"],
     center: Float[NDArray, " coefficient"],
-    precision: Float[NDArray, "unit coefficient coefficient"],
+    precision: Float[NDArray, "unit coefficient coefficient"] | None,
     bounds: tuple[float, float],
     max_iter: int = 100,
     progress: bool = True,
 ) -> tuple[Float[NDArray, "unit coefficient"], Int[NDArray, " unit"], Int[NDArray, " unit"]]:
     """Minimum of every unit that `solve` names, its number of iterations, and how it ended."""
     params = start.copy()
-    n_units = len(params)
+    n_units, k = params.shape
+    prior = precision is not None
+    precision = np.zeros((1, k, k)) if precision is None else precision
     n_iter, how = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
     for a, b in _ranges(y, "fit", progress=progress):
         _solve_range(
-            a, b, y, z, source, lag, first, params, solve, free, kind, tuning, gap, scale, center, precision,
+            a, b, y, z, source, lag, first, params, solve, free, kind, tuning, gap, scale, center, precision, prior,
             float(bounds[0]), float(bounds[1]), max_iter, n_iter, how,
         )  # fmt: skip
     return params, n_iter, how
@@ -219,7 +292,10 @@ def levenberg_marquardt(
 def _ranges(y: NDArray, what: str, *, progress: bool) -> Iterator[tuple[int, int]]:
     """Ranges of units, with a progress bar if there are several."""
     step = max(_DAYS_PER_UPDATE // y.shape[1], 1)
-    with tqdm(total=len(y), desc=what, unit=" units", disable=not progress or len(y) <= step, leave=False) as bar:
+    if len(y) <= step:
+        yield 0, len(y)
+        return
+    with tqdm(total=len(y), desc=what, unit=" units", disable=not progress, leave=False) as bar:
         for start in range(0, len(y), step):
             stop = min(start + step, len(y))
             yield start, stop
