@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from statsmodels.tsa.statespace.mlemodel import MLEModel
 
+from dynapath.read.panel import Panel
 from dynapath.stats.increment.recursion import (
     COUNT,
     CURVATURE,
@@ -12,6 +13,7 @@ from dynapath.stats.increment.recursion import (
     LOSS,
     LOSS_DLOG_V,
     LOSSES,
+    SECOND_0,
     accumulate_all,
     derivatives,
     follow,
@@ -139,3 +141,27 @@ def test_derivatives_of_the_last_state_are_exact(panel):
         step[k] = 1e-6
         up, down = (follow(panel.y, panel.z, panel.source, panel.lag, params + s * step)[0][:, -1] for s in (1, -1))
         np.testing.assert_allclose(found[:, k], (up - down) / 2e-6, rtol=1e-6)
+
+
+def test_the_short_way_for_one_covariate_is_the_long_way(panel):
+    params = np.random.default_rng(1).normal([0.2, -0.2, 0.2], 0.05, (panel.n_units, 3))
+    short = loss_of(panel, params)
+    z = np.concatenate([panel.z, np.zeros_like(panel.z)])
+    two = Panel(panel.y, z, ("z", "x"), np.array([0, 1]), np.array([1, 1]), panel.units, panel.days)
+    long = loss_of(two, np.column_stack([params, np.zeros(panel.n_units)]))
+    np.testing.assert_allclose(short[0][:, :SECOND_0], long[0][:, :SECOND_0], rtol=1e-12)
+    np.testing.assert_allclose(short[1], long[1][:, :3], rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(short[2], long[2][:, :3, :3], rtol=1e-12)
+
+
+def test_second_derivatives_are_exact(panel):
+    params = np.random.default_rng(1).normal([0.2, -0.2, 0.2], 0.05, (panel.n_units, 3))
+    sums, _, H = loss_of(panel, params)
+    hessian = H.copy()
+    hessian[:, 1, :] -= sums[:, SECOND_0:]
+    hessian[:, [0, 2], 1] -= sums[:, [SECOND_0, SECOND_0 + 2]]
+    for k in range(3):
+        step = np.zeros(3)
+        step[k] = 1e-6
+        up, down = (loss_of(panel, params + sign * step)[1] for sign in (1, -1))
+        np.testing.assert_allclose(hessian[:, k], (up - down) / 2e-6, rtol=1e-6, atol=1e-6 * np.abs(H).max())
