@@ -1,0 +1,27 @@
+"""Slots -> tidy tables and fitted models."""
+
+from ._embedding import embedded_velocity, embedding
+from ._fits import cell_slots, history, members, restarts
+from ._genes import gene_names, gene_paths, gene_trajectories, observed_genes
+from ._groups import alternatives, draws, dynamics, n_groups, observed_proportions, stages, trajectories
+from ._increment import increment_fit, increment_params
+from ._model import model
+from ._panel import long
+
+__all__ = [
+    "alternatives",
+    "dynamics",
+    "gene_trajectories",
+    "history",
+    "increment_fit",
+    "increment_params",
+    "long",
+    "members",
+    "model",
+    "n_groups",
+    "observed_genes",
+    "observed_proportions",
+    "restarts",
+    "stages",
+    "trajectories",
+]

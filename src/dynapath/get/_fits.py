@@ -1,0 +1,77 @@
+"""A fit's own record: where its slots are, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dynapath._keys import DynamicKeys
+from dynapath.write import KINDS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike
+
+
+def fit_record(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """What a fit of cells left in `uns[key]`."""
+    fit = adata.uns.get(key)
+    if not isinstance(fit, Mapping) or fit.get("kind") not in KINDS:
+        fits = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") in KINDS]
+        found = f"fits present: {', '.join(fits)}" if fits else "there is no fit in this AnnData"
+        msg = f"uns has no fit under {key!r}; {found}. Run dp.tl.fit_dynamic_vae(adata, ..., key_added={key!r}) first."
+        raise KeyError(msg)
+    return fit
+
+
+def cell_slots(adata: AnnData, key: str) -> DynamicKeys:
+    """Names of the slots of a fit, once all of them are there."""
+    fit_record(adata, key)
+    names = DynamicKeys(key)
+    missing = [f"obsm[{slot!r}]" for slot in names.obsm if slot not in adata.obsm]
+    missing += [f"obs[{column!r}]" for column in names.obs if column not in adata.obs]
+    if missing:
+        msg = f"The fit {key!r} lacks {', '.join(missing)}. Was it removed? Run dp.tl.fit_dynamic_vae again."
+        raise KeyError(msg)
+    return names
+
+
+def history(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. For `use_rep`, one row per step.
+
+    With several members, their tables one after another and a column `member`.
+    """
+    return pd.DataFrame(fit_record(adata, key)["history"]).copy()
+
+
+def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """One row per restart of the mixture fit, best first.
+
+    Columns: `log_likelihood` (mean per cell) and `agreement` (adjusted Rand index with the groups of the best).
+    """
+    table = pd.DataFrame({name: np.asarray(values) for name, values in fit_record(adata, key)["restarts"].items()})
+    return table.sort_values("log_likelihood", ascending=False, ignore_index=True)
+
+
+def members(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """One row per member of an ensemble.
+
+    Columns: `member`, final `elbo` (nats per cell; lower is better), and `agreement` of its groups with those of the first
+    (adjusted Rand index). A fit with one member has one row.
+    """
+    fit = fit_record(adata, key)
+    table = fit.get("members")
+    if table is None:
+        last = history(adata, key).iloc[-1]
+        table = {"elbo": [last.get("elbo", np.nan)], "agreement": [1.0]}
+    return (
+        pd.DataFrame({name: np.asarray(values) for name, values in table.items()}).rename_axis("member").reset_index()
+    )
+
+
+def strings(values: ArrayLike) -> list[str]:
+    """As str, whichever string type the file format gave back."""
+    return [str(value) for value in values]

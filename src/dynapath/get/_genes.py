@@ -1,0 +1,191 @@
+"""Genes along the paths of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ._fits import fit_record, strings
+from ._groups import draws, dynamics, group_names, snapshot_weights
+from ._model import check_genes, model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from dynapath.models.gene_paths import FoundGenes
+
+
+def gene_trajectories(
+    adata: AnnData,
+    genes: str | Sequence[str],
+    key: str = "dynvae",
+    *,
+    times: ArrayLike | None = None,
+    n_grid: int = 25,
+    level: float = 0.9,
+) -> pd.DataFrame:
+    """Decoded means of genes along the paths of the groups, and how fast they change.
+
+    Parameters
+    ----------
+    adata
+        With a fit of counts under `key`; the genes and counts must be those of the fit, a subset of the cells will do.
+    genes
+        Names in `var_names`.
+    times
+        In the unit of the data, not before the first snapshot; by default `n_grid` times from the first to the last.
+    level
+        Probability of the bands.
+
+    Returns
+    -------
+    One row per group, gene and time: `group`, `gene`, `time`; `mean`, the expected counts per 1e4 counts of a cell (per 1e4
+    size factors where the fit had them), averaged over the states of the group at that time; `lower`, `upper`; `velocity`,
+    the change of the mean per unit of time; `velocity_lower`, `velocity_upper`; `extrapolated`. Several batches are averaged
+    with equal weight, whatever their number of cells; excess zeros are left out. With several members, means are theirs.
+
+    Bands are about the mean, not of single cells. They need a bootstrap (:func:`dynapath.tl.bootstrap`), several members,
+    or both, and are NaN without either.
+
+    Raises
+    ------
+    KeyError : for unknown genes, with names like theirs.
+    ValueError : for a fit with `use_rep`, which has no decoder, and for times before the first snapshot.
+
+    Notes
+    -----
+    On the four simulated scenarios (2,250 cells, 200 genes, n_bootstrap=50, one member) bands of 90 % hold 89 to 93 % of the
+    true group means and 86 to 98 % of the true velocities; the least where groups lie far apart, and at the last time.
+    """
+    from dynapath.models.draws import check_level, half_width
+
+    check_level(level)
+    names = gene_names(adata, genes)
+    observed = dynamics(adata, key).observed_times
+    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
+    found = gene_paths(adata, key, grid, adata.var_names.get_indexer(names))
+    # Means are about normal as logarithms.
+    factor = np.exp(half_width([np.log(paths.mean) for paths in found.draws], level))
+    half = half_width([paths.velocity for paths in found.draws], level)
+    columns = {
+        "mean": found.mean,
+        "lower": found.mean / factor,
+        "upper": found.mean * factor,
+        "velocity": found.velocity,
+        "velocity_lower": found.velocity - half,
+        "velocity_upper": found.velocity + half,
+    }
+    K, T, G = found.mean.shape
+    group, gene, time = (axis.ravel() for axis in np.meshgrid(range(K), range(G), range(T), indexing="ij"))
+    return pd.DataFrame(
+        {
+            "group": pd.Categorical(group.astype(str), categories=[str(k) for k in range(K)]),
+            "gene": pd.Categorical.from_codes(gene, categories=names),
+            "time": grid[time],
+            **{name: values.swapaxes(1, 2).ravel() for name, values in columns.items()},
+            "extrapolated": grid[time] > observed[-1],
+        }
+    )
+
+
+def gene_paths(adata: AnnData, key: str, times: NDArray[np.float64], columns: NDArray[np.intp]) -> FoundGenes:
+    """Decoded group means of some genes: the estimate, and the draws of each member.
+
+    Raises
+    ------
+    ValueError : for a fit with `use_rep`.
+    """
+    from dynapath.models.gene_paths import FoundGenes, gene_paths
+
+    fit = fit_record(adata, key)
+    if fit["kind"] != "dynamic_vae":
+        msg = f"The fit {key!r} was made with use_rep={fit['params']['use_rep']!r} and decodes no genes. Fit without use_rep."
+        raise ValueError(msg)
+    fitted = model(adata, key)
+    members = getattr(fitted, "members", None)
+    models = members if isinstance(members, tuple) else (fitted,)
+    own, drawn = [], []
+    for one, member in zip(models, draws(adata, key), strict=True):
+        own.append(gene_paths(one.module, member.fit, times, genes=columns))
+        if member.bootstrap is None:
+            drawn.append(own[-1])
+        else:
+            drawn.append(gene_paths(one.module, member.bootstrap, times, genes=columns, error=member.last_layer))
+    mean, velocity = (np.mean([getattr(paths, name)[0] for paths in own], axis=0) for name in ("mean", "velocity"))
+    return FoundGenes(mean.astype(float), velocity.astype(float), tuple(drawn))
+
+
+def observed_genes(
+    adata: AnnData, genes: str | Sequence[str], key: str = "dynvae", *, level: float = 0.9
+) -> pd.DataFrame:
+    """Mean measured counts of the groups at each snapshot, to be held against the decoded ones.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`, and the counts it was fitted to.
+    genes
+        Names in `var_names`.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    One row per group, gene and snapshot: `group`, `gene`, `time`, `mean` (counts per 1e4 of the cell, or per 1e4 size
+    factors, weighted by the probability of the group), `lower`, `upper` (of sampling cells, Student's t; not below zero),
+    and `n_cells`, the sum of the weights. The mean is NaN below one cell, the bounds below two.
+
+    Raises
+    ------
+    KeyError : for unknown genes, with names like theirs.
+    ValueError : for a fit with `use_rep`, which has no counts.
+    """
+    from dynapath._sampling_error import weighted_mean
+    from dynapath.read.counts import read_counts
+
+    names = gene_names(adata, genes)
+    fit = fit_record(adata, key)
+    params = fit["params"]
+    if fit["kind"] != "dynamic_vae":
+        msg = f"The fit {key!r} was made with use_rep={params['use_rep']!r} and knows no counts. Fit without use_rep."
+        raise ValueError(msg)
+    check_genes(adata, strings(params["genes"]), key)
+    counts = read_counts(adata, params.get("layer"))
+    by = params.get("size_factor_key")
+    library = np.asarray(counts.sum(1) if by is None else adata.obs[by], dtype=float).reshape(-1, 1)
+    values = 1e4 * counts[:, adata.var_names.get_indexer(names)].toarray() / library
+    tables = []
+    for time, cells, weights in snapshot_weights(adata, key):
+        mean, lower, upper = weighted_mean(values[cells], weights, level)
+        K, G = mean.shape
+        columns = {"mean": mean, "lower": np.maximum(lower, 0), "upper": upper, "n_cells": weights.sum(0)[:, None]}
+        table = pd.DataFrame({name: np.broadcast_to(column, (K, G)).ravel() for name, column in columns.items()})
+        table.insert(0, "group", group_names(K).repeat(G))
+        table.insert(1, "gene", pd.Categorical(names * K, categories=names))
+        table.insert(2, "time", time)
+        tables.append(table)
+    return pd.concat(tables).sort_values(["group", "gene", "time"], ignore_index=True)
+
+
+def gene_names(adata: AnnData, genes: str | Sequence[str]) -> list[str]:
+    """`genes` as a list without repeats, all of them in `var_names`."""
+    asked = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    if not asked:
+        msg = "genes is empty. Name at least one of var_names."
+        raise ValueError(msg)
+    unknown = [gene for gene in asked if gene not in adata.var_names]
+    if unknown:
+        from difflib import get_close_matches
+
+        # Names often differ in case alone.
+        known = {str(name).lower(): str(name) for name in adata.var_names}
+        close = [known[name] for name in get_close_matches(str(unknown[0]).lower(), list(known), n=3)]
+        hint = f"close to it: {', '.join(map(repr, close))}" if close else "no name is close to it"
+        more = f" ({len(unknown)} of {len(asked)} genes are unknown)" if len(unknown) > 1 else ""
+        msg = f"var_names has no {unknown[0]!r}; {hint}{more}."
+        raise KeyError(msg)
+    return asked

@@ -1,0 +1,114 @@
+"""Fitted models, built again from the arrays in `uns`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dynapath.models._random import isolated_seed
+from dynapath.write import INCREMENT
+
+from ._fits import fit_record, strings
+from ._groups import dynamics
+from ._increment import increments
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from dynapath.dynamics import GroupDynamics, IncrementDynamics
+    from dynapath.models import DynamicVAE, Ensemble
+
+
+def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics:
+    """The fitted model, built again from the arrays in `uns[key]`.
+
+    Parameters
+    ----------
+    adata
+        The AnnData that was fitted, a copy or a subset of its cells; the genes must be those of the fit.
+    key
+        `key_added` of the fit.
+
+    Returns
+    -------
+    A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with several members a
+    :class:`dynapath.models.Ensemble` of them; for a fit with `use_rep` its :class:`dynapath.dynamics.GroupDynamics`.
+    For a fit of the increment model its :class:`dynapath.dynamics.IncrementDynamics`, with the units of this AnnData.
+
+    Raises
+    ------
+    KeyError : if there is no fit under `key`.
+    ValueError : if genes or counts are no longer those of the fit.
+    """
+    stored = adata.uns.get(key)
+    if isinstance(stored, Mapping) and stored.get("kind") == INCREMENT:
+        return increments(adata, key)
+    fit = fit_record(adata, key)
+    if fit["kind"] == "group_dynamics":
+        return dynamics(adata, key)
+    states = [fit["state"], *fit["state"].get("members", {}).values()]
+    rebuilt = _untrained(adata, key, fit["params"], copies=len(states))
+    for one, state in zip(rebuilt, states, strict=True):
+        one.load_arrays(state)
+    if len(rebuilt) == 1:
+        return rebuilt[0]
+    from dynapath.metrics import AffineMap
+    from dynapath.models import Ensemble
+
+    d = rebuilt[0].module.n_latent
+    maps = [AffineMap(np.eye(d), np.zeros(d))]
+    for state in states[1:]:
+        stored = state["to_reference"]
+        maps.append(AffineMap(np.asarray(stored["matrix"], float), np.asarray(stored["offset"], float)))
+    return Ensemble(tuple(rebuilt), tuple(maps))
+
+
+def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int) -> list[DynamicVAE]:
+    """Models as the fit built them, on the counts of these cells, which are read once."""
+    from dynapath.models import DynamicVAE, Prior, Training
+    from dynapath.read.counts import Remembered, read_snapshots
+
+    check_genes(adata, strings(params["genes"]), key)
+    snapshots = read_snapshots(
+        adata,
+        **{name: params.get(name) for name in ("time_key", "layer", "batch_key", "labels_key", "size_factor_key")},
+        remembered=Remembered(strings(params.get("batches", ())), strings(params.get("group_labels", ()))),
+    )
+    data, columns = snapshots.to_anndata()
+    # Registering samples the counts and fresh networks draw weights: not from the session's random state.
+    with isolated_seed(0):
+        DynamicVAE.setup_anndata(data, **columns, observed_times=np.asarray(params["observed_times"]).tolist())
+        return [
+            DynamicVAE(
+                data,
+                n_groups=int(params["n_groups"]),
+                n_latent=int(params["n_latent"]),
+                likelihood=str(params["likelihood"]),
+                growth=str(params["growth"]),
+                prior=Prior(**_plain(params["prior"])),
+                training=Training(**_plain(params["network"])),
+                module_kwargs=_plain(params.get("module_kwargs", {})),
+            )
+            for _ in range(copies)
+        ]
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers as Python's own, whichever scalar type the file format gave back."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
+
+
+def check_genes(adata: AnnData, genes: list[str], key: str) -> None:
+    wanted = pd.Index(genes)
+    if adata.var_names.equals(wanted):
+        return
+    missing = wanted.difference(adata.var_names)
+    if len(missing):
+        what = f"{len(missing)} of them are missing, such as {missing[0]!r}"
+    else:
+        what = "their order or number differs"
+    msg = f"The fit {key!r} used {len(wanted)} genes; {what}. Use adata[:, adata.uns[{key!r}]['params']['genes']]."
+    raise ValueError(msg)
