@@ -58,8 +58,8 @@ def gene_trajectories(
 
     Notes
     -----
-    On the four simulated scenarios (2,250 cells, 200 genes, n_bootstrap=50, one member) bands of 90 % hold 89 to 93 % of the
-    true group means and 86 to 98 % of the true velocities; the least where groups lie far apart, and at the last time.
+    On the four simulated scenarios (2,250 cells, 200 genes, one member, two seeds each) bands of 90 % hold 83 to 90 % of the
+    true group means and 82 to 94 % of the true velocities; the least for genes with many counts and at the last time.
     """
     from dynapath.models.draws import check_level, half_width
 
