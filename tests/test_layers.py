@@ -30,7 +30,7 @@ ARROWS = {
 # A library, and where alone it may be imported.
 ONLY_IN = {
     "matplotlib": ("dynapath.pl",),
-    "numba": ("dynapath.metrics", "dynapath.models", "dynapath.stats.increment"),
+    "numba": ("dynapath.metrics", "dynapath.models", "dynapath.stats.increment", "dynapath.stats.pooling"),
     "scvi": ("dynapath.models",),
 }
 

@@ -15,10 +15,12 @@ infinite one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numba import njit
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize
 from scipy.special import digamma, polygamma
@@ -68,10 +70,9 @@ def pool(
     """
     p = H.shape[1]
     known = np.full(p, np.nan) if fixed is None else fixed
-    # In units in which an average unit's information is about 1, which the search for L needs.
-    scale = 1.0 / np.sqrt(np.maximum(np.einsum("ukk->k", H / np.maximum(n, 1.0)[:, None, None]) / len(H), 1e-300))
+    scale = scale_of(H, n)
     H, rho = H * scale[:, None] * scale, rho * scale
-    model = _Model(H, rho, squares, n, sigma2, known / scale)
+    model = RestrictedLikelihood(H, rho, squares, n, sigma2, known / scale)
     lower = np.tril_indices(p)
     searched = varies[lower[0]] & varies[lower[1]]
     L = np.zeros((p, p))
@@ -110,6 +111,13 @@ def pool(
         x = minimize(loss, x, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}).x
     full, log_s = unpack(x)
     return model.pooled(full, log_s, scale)
+
+
+def scale_of(
+    H: Float[NDArray, "unit coefficient coefficient"], n: Float[NDArray, " unit"]
+) -> Float[NDArray, " coefficient"]:
+    """Units of the coefficients in which an average unit's information is about 1, which searches for L need."""
+    return 1.0 / np.sqrt(np.maximum(np.einsum("ukk->k", H / np.maximum(n, 1.0)[:, None, None]) / len(H), 1e-300))
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,9 @@ def _root(covariance: NDArray, spread: NDArray) -> NDArray:
 
 
 @dataclass
-class _Model:
+class RestrictedLikelihood:
+    """Of coefficients that are integrated out, as a function of the root L of Sigma and of log sigma^2."""
+
     H: NDArray
     rho: NDArray
     squares: NDArray
@@ -207,7 +217,22 @@ class _Model:
         score_log = -0.5 * (self.n - VA.trace(axis1=1, axis2=2) - at_b / sigma2 - shared).sum()
         return float(value), score, float(score_log)
 
+    def values(self, roots: Float[NDArray, "root coefficient coefficient"]) -> Float[NDArray, " root"]:
+        """For many roots L and known sigma^2, up to a constant: without scores, which takes a tenth of the time."""
+        A, r = self.H / self.sigma2[:, None, None], self.rho / self.sigma2[:, None]
+        out = np.empty(len(roots))
+        free = np.isnan(self.known)
+        A_sum, r_sum = A.sum(0), r.sum(0)
+        for i, L in enumerate(roots):
+            log_det, rVr, AVr, AVA = _integrated(A, r, np.ascontiguousarray(L))
+            W, right = A_sum - AVA, r_sum - AVr
+            mu, _ = self._mean(W, right)
+            log_det += np.linalg.slogdet(W[np.ix_(free, free)])[1] if free.any() else 0.0
+            out[i] = -0.5 * (log_det - rVr - 2.0 * mu @ right + mu @ W @ mu)
+        return out
+
     def pooled(self, L: NDArray, log_sigma2: float, scale: NDArray) -> Pooled:
+        """What follows for the units, with coefficients divided by `scale` in here."""
         sigma2, A, r, _, V, _, mu, C = self._parts(L, log_sigma2)
         moved = _times(V, r - A @ mu)
         square = scale[:, None] * scale
@@ -220,6 +245,46 @@ class _Model:
             score=(r - _times(A, mu + moved)) / scale,
             spent=(V @ A).trace(axis1=1, axis2=2),
         )
+
+
+@njit(cache=True, error_model="numpy")
+def _integrated(A, r, L):
+    """Sums over units of log |1 + L'AL|, r'Vr, AVr and AVA, where V = L (1 + L'AL)^-1 L'."""
+    k = A.shape[1]
+    log_det, rVr, AVr, AVA = 0.0, 0.0, np.zeros(k), np.zeros((k, k))
+    inner, B, c = np.empty((k, k)), np.empty((k, k)), np.empty(k)
+    for u in range(A.shape[0]):
+        # B = L'A and c = L'r, which the Cholesky factor of 1 + L'AL is then divided into.
+        for i in range(k):
+            c[i] = 0.0
+            for m in range(i, k):
+                c[i] += L[m, i] * r[u, m]
+            for j in range(k):
+                B[i, j] = 0.0
+                for m in range(i, k):
+                    B[i, j] += L[m, i] * A[u, m, j]
+        for i in range(k):
+            for j in range(i + 1):
+                value = 1.0 if i == j else 0.0
+                for m in range(j, k):
+                    value += B[i, m] * L[m, j]
+                for m in range(j):
+                    value -= inner[i, m] * inner[j, m]
+                inner[i, j] = math.sqrt(value) if i == j else value / inner[j, j]
+            for m in range(i):
+                c[i] -= inner[i, m] * c[m]
+                for j in range(k):
+                    B[i, j] -= inner[i, m] * B[m, j]
+            c[i] /= inner[i, i]
+            for j in range(k):
+                B[i, j] /= inner[i, i]
+            log_det += 2.0 * math.log(inner[i, i])
+            rVr += c[i] * c[i]
+            for j in range(k):
+                AVr[j] += B[i, j] * c[i]
+                for m in range(k):
+                    AVA[j, m] += B[i, j] * B[i, m]
+    return log_det, rVr, AVr, AVA
 
 
 def _times(matrices: NDArray, vectors: NDArray) -> NDArray:

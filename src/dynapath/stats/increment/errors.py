@@ -4,8 +4,9 @@ With H the curvature of the loss and M the variance of its gradient, an estimate
 `hessian`, M is that of the model: innovations of variance v sigma^2, with sigma^2 from the residuals (so that weights
 "equal" are not taken for efficient where reports are missing). For `sandwich`, M sums the observed squared scores of
 reports, or of units where coefficients are shared. Partially pooled coefficients have the variance of empirical Bayes
-estimates given the estimated covariance over units; refits of simulated panels tell how uncertain that is, and add how
-much the estimates depend on it (Laird and Louis 1987, doi:10.1080/01621459.1987.10478490). A coefficient at its bound has no standard error; the others are given it.
+estimates given a covariance over units, averaged over those that are possible, and how much the estimates depend on it:
+those of its posterior (stats/spread.py), or of refits of simulated panels (Laird and Louis 1987,
+doi:10.1080/01621459.1987.10478490). A coefficient at its bound has no standard error; the others are given it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from dynapath.stats.pooling import pool, unit_covariance
+from dynapath.stats.pooling import Pooled, pool, unit_covariance
+from dynapath.stats.spread import possible_spreads
 
 from .estimate import Estimate, eliminated
 from .problem import CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, Problem
@@ -36,7 +38,8 @@ def covariance_of(
 ) -> tuple[Float[NDArray, "unit coefficient coefficient"], Float[NDArray, "pooled pooled"] | None]:
     """Of every unit's coefficients, and of the pooled means; NaN where there are not enough reports for it.
 
-    `parts` are H and M, for a loss of one's own; `spreads` are covariances over units that the data leave possible.
+    `parts` are H and M, for a loss of one's own; `spreads` are covariances over units that the data leave possible,
+    without which the estimated one counts as known.
     """
     H, M = parts or _curvature_and_scores(problem, np.nan_to_num(found.params), found.sigma2, kind)
     fixed = found.status == CLIPPED
@@ -47,8 +50,8 @@ def covariance_of(
         inverse = _inverse(H)
         out, of_means = inverse @ M @ inverse, None
     else:
-        between = None if spreads is None else _given_each(problem, modes, found, spreads)
-        out, of_means = _pooled_covariance(modes, found, H, M, kind, between)
+        averaged = None if spreads is None else _given_each(problem, modes, found, kind, spreads)
+        out, of_means = _pooled_covariance(modes, found, H, M, kind, averaged)
     own = modes != "global"
     out[fixed, 1, :] = out[fixed, :, 1] = np.nan
     for status, unknown in ((CONSTANT, own), (NO_DATA, modes == "individual"), (RANK_DEFICIENT, modes == "individual")):
@@ -58,28 +61,65 @@ def covariance_of(
     return out, of_means
 
 
-def _given_each(problem: Problem, modes: NDArray[np.str_], found: Estimate, spreads: list[NDArray]) -> NDArray:
-    """Variance of the pooled coefficients S: the mean of that given each covariance, and that of their estimates."""
-    params, sigma2 = np.nan_to_num(found.params), 1.0 / found.weight
-    H, rho, squares, n = eliminated(problem, modes, params, sigma2, found.used)
-    A, n_S = H / sigma2[found.used][:, None, None], H.shape[1]
-    A_all = np.zeros((len(params), n_S, n_S))
-    A_all[found.used] = A
-    within = np.zeros_like(A_all)
-    estimates = []
+def spreads_of(problem: Problem, modes: NDArray[np.str_], found: Estimate) -> list[NDArray]:
+    """Covariances of the pooled coefficients over units that the data leave possible."""
+    parts, sigma2 = _expanded(problem, modes, found)
+    varies = modes[modes != "individual"] == "partial"
+    return possible_spreads(*parts, varies=varies, sigma2=sigma2[found.used], found=found.pooled)
+
+
+def _expanded(problem: Problem, modes: NDArray[np.str_], found: Estimate) -> tuple[tuple[NDArray, ...], NDArray]:
+    sigma2 = 1.0 / found.weight
+    return eliminated(problem, modes, np.nan_to_num(found.params), sigma2, found.used), sigma2
+
+
+def _given_each(
+    problem: Problem, modes: NDArray[np.str_], found: Estimate, kind: Kind, spreads: list[NDArray]
+) -> tuple[NDArray, NDArray]:
+    """Mean squared errors of the pooled coefficients S and of their means over covariances that are as likely.
+
+    The variance given each covariance, and how far the estimates given it are from those that were made.
+    """
+    parts, sigma2 = _expanded(problem, modes, found)
+    varies = modes[modes != "individual"] == "partial"
+    known = np.where(np.diag(found.pooled.mean_covariance) == 0.0, found.pooled.mean, np.nan)
+    n_units, n_S = len(found.params), len(varies)
+    A = np.zeros((n_units, n_S, n_S))
+    A[found.used] = parts[0] / sigma2[found.used][:, None, None]
+
+    def given(spread: NDArray) -> tuple[NDArray, Pooled]:
+        pooled = pool(*parts, varies=varies, sigma2=sigma2[found.used], covariance=spread, fixed=known)
+        units = np.tile(pooled.mean, (n_units, 1))
+        units[found.used] = pooled.unit_mean
+        return units, pooled
+
+    made, _ = given(found.pooled.covariance)
+    of_units, of_means = np.zeros_like(A), np.zeros((n_S, n_S))
     for spread in spreads:
-        varies = modes[modes != "individual"] == "partial"
-        given = pool(H, rho, squares, n, varies=varies, sigma2=sigma2[found.used], covariance=spread)
-        within += unit_covariance(A_all, spread, given.mean_covariance) / len(spreads)
-        every = np.tile(given.mean, (len(params), 1))
-        every[found.used] = given.unit_mean
-        estimates.append(every)
-    away = np.array(estimates) - np.mean(estimates, axis=0)
-    return within + np.einsum("rui,ruj->uij", away, away) / max(len(spreads) - 1, 1)
+        units, pooled = given(spread)
+        C = _of_mean(pooled, kind)
+        away, moved = units - made, pooled.mean - found.pooled.mean
+        of_units += unit_covariance(A, spread, C) + away[:, :, None] * away[:, None]
+        of_means += C + np.outer(moved, moved)
+    return of_units / len(spreads), of_means / len(spreads)
+
+
+def _of_mean(pooled: Pooled, kind: Kind) -> NDArray:
+    """Covariance of the pooled means: of the model, or with observed squared scores of units."""
+    C = pooled.mean_covariance
+    if kind == "hessian":
+        return C
+    n_used = max(len(pooled.score), 2)
+    return C @ (pooled.score.T @ pooled.score) @ C * n_used / (n_used - 1)
 
 
 def _pooled_covariance(
-    modes: NDArray[np.str_], found: Estimate, H: NDArray, M: NDArray, kind: Kind, of_S: NDArray | None
+    modes: NDArray[np.str_],
+    found: Estimate,
+    H: NDArray,
+    M: NDArray,
+    kind: Kind,
+    averaged: tuple[NDArray, NDArray] | None,
 ) -> tuple[NDArray, NDArray]:
     """Pooled coefficients S, then a unit's own coefficients I given these."""
     pooled, used, weight = found.pooled, found.used, found.weight[:, None, None]
@@ -88,16 +128,13 @@ def _pooled_covariance(
     inverse = _inverse(A[:, I[:, None], I])
     P = np.nan_to_num(A[:, S[:, None], I] @ inverse)
     A_S = A[:, S[:, None], S] - P @ A[:, I[:, None], S]
-    C = pooled.mean_covariance
-    if kind == "sandwich":
-        n_used = max(int(used.sum()), 2)
-        C = C @ (pooled.score.T @ pooled.score) @ C * n_used / (n_used - 1)
-    elif not found.by_likelihood:
+    C = _of_mean(pooled, kind)
+    if kind == "hessian" and not found.by_likelihood:
         T = np.concatenate([np.broadcast_to(np.eye(len(S)), A_S.shape), -P], axis=2)
         order = np.concatenate([S, I])
         C = C @ np.nansum((T @ M[:, order[:, None], order] @ np.swapaxes(T, 1, 2))[used], axis=0) @ C
     out = np.full_like(A, np.nan)
-    of_S = unit_covariance(A_S, pooled.covariance, C) if of_S is None else of_S
+    of_S, C = (unit_covariance(A_S, pooled.covariance, C), C) if averaged is None else averaged
     cross = -np.swapaxes(P, 1, 2) @ of_S
     out[:, S[:, None], S] = of_S
     out[:, I[:, None], S] = cross

@@ -17,7 +17,7 @@ from dynapath.read.panel import Panel, check_counts
 
 from .bootstrap import Bootstrap, Refits, refit
 from .counts import estimate_overdispersion
-from .errors import covariance_of
+from .errors import covariance_of, spreads_of
 from .estimate import Estimate, estimate
 from .problem import CONSTANT, MAX_ITER, NO_DATA, OK, Problem, data_status
 from .recursion import COUNT, LOSS, LOSSES, follow
@@ -120,7 +120,8 @@ def fit(
 
             parts = curvature_and_scores(panel, found.params, loss)
         kind: Literal["hessian", "sandwich"] = "sandwich" if se == "sandwich" else "hessian"
-        covariance, of_means = covariance_of(problem, modes, found, kind, parts=parts)
+        spreads = spreads_of(problem, modes, found) if se != "bootstrap" and (modes == "partial").any() else None
+        covariance, of_means = covariance_of(problem, modes, found, kind, parts=parts, spreads=spreads)
     if se == "bootstrap" or bias_correction:
         posterior, _ = covariance_of(problem, modes, found, "hessian")
         refits = refit(
