@@ -152,6 +152,43 @@ class IncrementKeys:
         return self.state, self.resid, self.observed, self.imputed, self.imputed_lower, self.imputed_upper
 
 
+@dataclass(frozen=True)
+class VAEKeys:
+    """Slots of a count VAE, all derived from `key_added`."""
+
+    key: str = "vae"
+
+    @property
+    def latent(self) -> str:
+        """`obsm`: state of each cell."""
+        return f"X_{self.key}"
+
+    @property
+    def std(self) -> str:
+        """`obsm`: its posterior standard deviation."""
+        return f"{self.key}_std"
+
+    @property
+    def loadings(self) -> str:
+        """`varm`: loadings of genes, of a linear decoder."""
+        return f"{self.key}_loadings"
+
+    @property
+    def obsm(self) -> tuple[str, ...]:
+        """All slots in `obsm`."""
+        return self.latent, self.std
+
+    @property
+    def obs(self) -> tuple[str, ...]:
+        """No columns."""
+        return ()
+
+    @property
+    def varm(self) -> tuple[str, ...]:
+        """All slots in `varm`."""
+        return (self.loadings,)
+
+
 def colors_key(column: str) -> str:
     """`uns`: colours of the categories of an `obs` column, as scanpy spells it."""
     return f"{column}_colors"

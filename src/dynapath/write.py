@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from ._keys import DynamicKeys, IncrementKeys, colors_key
+from ._keys import DynamicKeys, IncrementKeys, VAEKeys, colors_key
 
 SCHEMA = 1
 UNDETERMINED_BELOW = 0.6
@@ -19,6 +19,7 @@ UNDETERMINED_BELOW = 0.6
 
 KINDS = ("dynamic_vae", "group_dynamics")
 INCREMENT = "increment"
+VAE = "count_vae"
 
 
 def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS) -> None:
@@ -29,10 +30,11 @@ def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS)
     previous = adata.uns.get(key)
     if isinstance(previous, Mapping) and previous.get("kind") in kinds:
         return
-    names = IncrementKeys(key) if INCREMENT in kinds else DynamicKeys(key)
+    names = {INCREMENT: IncrementKeys, VAE: VAEKeys}.get(kinds[0], DynamicKeys)(key)
     taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
     taken += [f"obsm[{slot!r}]" for slot in (*names.obsm, *getattr(names, "stages", ())) if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
+    taken += [f"varm[{slot!r}]" for slot in getattr(names, "varm", ()) if slot in adata.varm]
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
         msg = (
@@ -151,6 +153,29 @@ def write_imputed(
         if values is not None:
             adata.layers[slot] = values
     adata.uns[key]["imputed"] = for_uns(settings)
+
+
+def write_vae(
+    adata: AnnData,
+    key: str,
+    *,
+    latent: NDArray[np.floating],
+    std: NDArray[np.floating],
+    loadings: NDArray[np.floating] | None,
+    fit: Mapping[str, Any],
+) -> None:
+    """Write cell states, loadings of a linear decoder and the fit itself; whatever stood under `key` is removed first."""
+    names = VAEKeys(key)
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": VAE, **fit})
+    for slots, stored in ((names.obsm, adata.obsm), (names.varm, adata.varm)):
+        for slot in slots:
+            if slot in stored:
+                del stored[slot]
+    adata.obsm[names.latent] = np.asarray(latent, dtype=np.float32)
+    adata.obsm[names.std] = np.asarray(std, dtype=np.float32)
+    if loadings is not None:
+        adata.varm[names.loadings] = np.asarray(loadings, dtype=np.float32)
+    adata.uns[key] = content
 
 
 def for_uns(value: Any) -> Any:

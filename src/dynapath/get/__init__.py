@@ -7,6 +7,7 @@ from ._groups import alternatives, draws, dynamics, n_groups, observed_proportio
 from ._increment import increment_fit, increment_params
 from ._model import model
 from ._panel import long
+from ._vae import loadings, vae_slots
 
 __all__ = [
     "alternatives",
@@ -15,6 +16,7 @@ __all__ = [
     "history",
     "increment_fit",
     "increment_params",
+    "loadings",
     "long",
     "members",
     "model",

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from dynapath._keys import DynamicKeys
-from dynapath.write import KINDS
+from dynapath.write import KINDS, VAE
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike
 
 
-def fit_record(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """What a fit of cells left in `uns[key]`."""
+def fit_record(adata: AnnData, key: str, kinds: Sequence[str] = KINDS) -> Mapping[str, Any]:
+    """What a fit of cells left in `uns[key]`, if it is of one of these kinds."""
     fit = adata.uns.get(key)
-    if not isinstance(fit, Mapping) or fit.get("kind") not in KINDS:
-        fits = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") in KINDS]
+    if not isinstance(fit, Mapping) or fit.get("kind") not in kinds:
+        fits = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") in kinds]
         found = f"fits present: {', '.join(fits)}" if fits else "there is no fit in this AnnData"
-        msg = f"uns has no fit under {key!r}; {found}. Run dp.tl.fit_dynamic_vae(adata, ..., key_added={key!r}) first."
+        verb = "fit_vae" if kinds[0] == VAE else "fit_dynamic_vae"
+        msg = f"uns has no fit under {key!r}; {found}. Run dp.tl.{verb}(adata, ..., key_added={key!r}) first."
         raise KeyError(msg)
     return fit
 
@@ -42,9 +43,9 @@ def cell_slots(adata: AnnData, key: str) -> DynamicKeys:
 def history(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """One row per epoch: `phase`, `loss` and its named terms, in nats per cell. For `use_rep`, one row per step.
 
-    With several members, their tables one after another and a column `member`.
+    With several members, their tables one after another and a column `member`. Fits of :func:`dynapath.tl.fit_vae` have one too.
     """
-    return pd.DataFrame(fit_record(adata, key)["history"]).copy()
+    return pd.DataFrame(fit_record(adata, key, (*KINDS, VAE))["history"]).copy()
 
 
 def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:

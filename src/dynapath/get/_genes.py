@@ -10,7 +10,8 @@ import pandas as pd
 
 from ._fits import fit_record, strings
 from ._groups import draws, dynamics, group_names, snapshot_weights
-from ._model import check_genes, model
+from ._model import model
+from ._stored import check_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from dynapath.models._random import isolated_seed
-from dynapath.write import INCREMENT
+from dynapath.write import INCREMENT, VAE
 
 from ._fits import fit_record, strings
 from ._groups import dynamics
 from ._increment import increments
+from ._stored import check_genes, plain
+from ._vae import count_vae
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from dynapath.dynamics import GroupDynamics, IncrementDynamics
-    from dynapath.models import DynamicVAE, Ensemble
+    from dynapath.models import CountVAE, DynamicVAE, Ensemble, LinearCountVAE
 
 
-def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics:
+def model(
+    adata: AnnData, key: str = "dynvae"
+) -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics | CountVAE | LinearCountVAE:
     """The fitted model, built again from the arrays in `uns[key]`.
 
     Parameters
@@ -36,6 +39,7 @@ def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | Ensemble | GroupD
     -------
     A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with several members a
     :class:`dynapath.models.Ensemble` of them; for a fit with `use_rep` its :class:`dynapath.dynamics.GroupDynamics`.
+    For a fit of :func:`dynapath.tl.fit_vae` its :class:`dynapath.models.CountVAE` or `LinearCountVAE` on these cells.
     For a fit of the increment model its :class:`dynapath.dynamics.IncrementDynamics`, with the units of this AnnData.
 
     Raises
@@ -46,6 +50,8 @@ def model(adata: AnnData, key: str = "dynvae") -> DynamicVAE | Ensemble | GroupD
     stored = adata.uns.get(key)
     if isinstance(stored, Mapping) and stored.get("kind") == INCREMENT:
         return increments(adata, key)
+    if isinstance(stored, Mapping) and stored.get("kind") == VAE:
+        return count_vae(adata, key)
     fit = fit_record(adata, key)
     if fit["kind"] == "group_dynamics":
         return dynamics(adata, key)
@@ -88,27 +94,9 @@ def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int)
                 n_latent=int(params["n_latent"]),
                 likelihood=str(params["likelihood"]),
                 growth=str(params["growth"]),
-                prior=Prior(**_plain(params["prior"])),
-                training=Training(**_plain(params["network"])),
-                module_kwargs=_plain(params.get("module_kwargs", {})),
+                prior=Prior(**plain(params["prior"])),
+                training=Training(**plain(params["network"])),
+                module_kwargs=plain(params.get("module_kwargs", {})),
             )
             for _ in range(copies)
         ]
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers as Python's own, whichever scalar type the file format gave back."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
-
-
-def check_genes(adata: AnnData, genes: list[str], key: str) -> None:
-    wanted = pd.Index(genes)
-    if adata.var_names.equals(wanted):
-        return
-    missing = wanted.difference(adata.var_names)
-    if len(missing):
-        what = f"{len(missing)} of them are missing, such as {missing[0]!r}"
-    else:
-        what = "their order or number differs"
-    msg = f"The fit {key!r} used {len(wanted)} genes; {what}. Use adata[:, adata.uns[{key!r}]['params']['genes']]."
-    raise ValueError(msg)

@@ -5,16 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .options import Prior, Training
+from .vae_options import LatentPenalty, Network, Supervision
 
 if TYPE_CHECKING:
+    from .count_vae import CountVAE, LinearCountVAE
     from .dynamic_vae import DynamicVAE
     from .ensemble import Ensemble
     from .stage import Stage
 
-__all__ = ["DynamicVAE", "Ensemble", "Prior", "Stage", "Training"]
+__all__ = [
+    "CountVAE",
+    "DynamicVAE",
+    "Ensemble",
+    "LatentPenalty",
+    "LinearCountVAE",
+    "Network",
+    "Prior",
+    "Stage",
+    "Supervision",
+    "Training",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("CountVAE", "LinearCountVAE"):
+        from . import count_vae
+
+        return getattr(count_vae, name)
     if name == "DynamicVAE":
         from .dynamic_vae import DynamicVAE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,29 +20,15 @@ from tqdm import tqdm
 LINEAR_LR = 10.0
 
 
-class DynamicTrainingPlan(TrainingPlan):
-    """SCVI's plan, with step sizes of their own for the dynamics and for the decoder's linear path."""
+class EpochPlan(TrainingPlan):
+    """SCVI's plan, but training terms are summed and logged once an epoch: logging each step costs a third of the time."""
 
-    def __init__(self, module: torch.nn.Module, *, prior_lr: float = 3e-3, **kwargs: Any):
+    def __init__(self, module: torch.nn.Module, **kwargs: Any):
         super().__init__(module, **kwargs)
-        self.prior_lr = prior_lr
         self._sums: dict[str, Any] = {}
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam over the networks, and over the dynamics without weight decay (the ridge is in the loss)."""
-        prior = [p for p in self.module.prior.parameters() if p.requires_grad]
-        linear = [p for p in self.module.decoder.linear_parameters() if p.requires_grad]
-        own = {id(p) for p in [*prior, *linear]}
-        networks = [p for p in self.module.parameters() if p.requires_grad and id(p) not in own]
-        groups: list[dict[str, Any]] = [{"params": networks}]
-        if linear:
-            groups.append({"params": linear, "lr": LINEAR_LR * self.lr})
-        if prior:
-            groups.append({"params": prior, "lr": self.prior_lr, "weight_decay": 0.0})
-        return {"optimizer": self.get_optimizer_creator()(groups)}
-
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """One minibatch. Terms are summed here and logged once an epoch: logging each step costs a third of the time."""
+        """One minibatch."""
         self.loss_kwargs["kl_weight"] = self.kl_weight
         _, _, output = self.forward(batch, loss_kwargs=self.loss_kwargs)
         n = output.n_obs_minibatch
@@ -63,6 +50,27 @@ class DynamicTrainingPlan(TrainingPlan):
         means["elbo_train"] = means["reconstruction_loss_train"] + means["kl_local_train"]
         self.log_dict(means, on_step=False, on_epoch=True, sync_dist=self.use_sync_dist)
         self._sums = {}
+
+
+class DynamicTrainingPlan(EpochPlan):
+    """With step sizes of their own for the dynamics and for the decoder's linear path."""
+
+    def __init__(self, module: torch.nn.Module, *, prior_lr: float = 3e-3, **kwargs: Any):
+        super().__init__(module, **kwargs)
+        self.prior_lr = prior_lr
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam over the networks, and over the dynamics without weight decay (the ridge is in the loss)."""
+        prior = [p for p in self.module.prior.parameters() if p.requires_grad]
+        linear = [p for p in self.module.decoder.linear_parameters() if p.requires_grad]
+        own = {id(p) for p in [*prior, *linear]}
+        networks = [p for p in self.module.parameters() if p.requires_grad and id(p) not in own]
+        groups: list[dict[str, Any]] = [{"params": networks}]
+        if linear:
+            groups.append({"params": linear, "lr": LINEAR_LR * self.lr})
+        if prior:
+            groups.append({"params": prior, "lr": self.prior_lr, "weight_decay": 0.0})
+        return {"optimizer": self.get_optimizer_creator()(groups)}
 
 
 class FiniteGuard(Callback):
@@ -108,6 +116,14 @@ class PhaseProgress(Callback):
     def close(self) -> None:
         """Remove the bar."""
         self.bar.close()
+
+
+def came_from_nan(error: Exception, module: torch.nn.Module) -> bool:
+    """Whether training failed since numbers were no longer finite."""
+    if isinstance(error, FloatingPointError):
+        return True
+    finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    return not finite or re.search(r"\bnan\b", str(error), re.IGNORECASE) is not None
 
 
 @contextmanager

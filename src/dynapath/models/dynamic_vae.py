@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -31,7 +30,7 @@ from ._dynamic_module import TIME_KEY, DynamicVAEModule
 from ._finish_decoder import finish_decoder
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
-from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, quiet
+from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
 from .options import Prior, Training
 from .stage import Stage
 
@@ -297,7 +296,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         try:
             super().train(max_epochs=n_epochs, **kwargs)
         except (FloatingPointError, ValueError, RuntimeError) as error:
-            if not _came_from_nan(error, self.module):
+            if not came_from_nan(error, self.module):
                 raise
             if guard.last_finite is not None:
                 self.module.load_state_dict(guard.last_finite)
@@ -589,10 +588,3 @@ def _epochs(n_cells: int, options: Training, max_epochs: int | None) -> tuple[in
     static = int(np.clip(round(1000 / batches), 20, 400))
     joint = int(np.clip(round(800 / batches), 20, 300))
     return options.static_epochs or static, options.joint_epochs or joint
-
-
-def _came_from_nan(error: Exception, module: torch.nn.Module) -> bool:
-    if isinstance(error, FloatingPointError):
-        return True
-    finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
-    return not finite or re.search(r"\bnan\b", str(error), re.IGNORECASE) is not None
