@@ -20,7 +20,7 @@ from .counts import estimate_overdispersion
 from .errors import covariance_of, spreads_of
 from .estimate import Estimate, estimate
 from .problem import CONSTANT, MAX_ITER, NO_DATA, OK, Problem, data_status
-from .recursion import COUNT, LOSS, LOSSES, follow
+from .recursion import COUNT, LOSS, LOSSES, follow, reports_of
 from .solve import PUBLISHED_STEPS, divergence_rule, feasible_params, gradient_descent
 
 Pooling = Literal["individual", "global", "partial"]
@@ -322,7 +322,7 @@ def assemble(
     state, resid, _ = follow(
         panel.y, panel.z, panel.source, panel.lag, found.params, first=panel.first_day, overdispersion=alpha
     )
-    n = np.maximum((panel.observed[:, panel.first_day :]).sum(1) - 1, 0)
+    n = np.maximum(reports_of(panel.y, panel.first_day)[0] - 1, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         if problem.kind == LOSSES["squared"] and not problem.gap:
             total = np.nansum(resid**2, axis=1)

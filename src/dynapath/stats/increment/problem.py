@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from dynapath.read.panel import Panel
 
 from . import solve
-from .recursion import COUNT, CURVATURE, LOSSES, accumulate_all, standardised_squares
+from .recursion import COUNT, CURVATURE, LOSSES, accumulate_all, compiled, reports_of, standardised_squares
 
 OK, CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, MAX_ITER = STATUS = (
     "ok", "clipped", "constant", "no_data", "rank_deficient", "max_iter",
@@ -105,25 +106,49 @@ class Problem:
 
 def data_status(panel: Panel) -> NDArray[np.object_]:
     """`no_data` (no innovation), `constant`, `rank_deficient` (too few or collinear), or `ok`."""
-    y, observed = panel.y[:, panel.first_day :], panel.observed[:, panel.first_day :]
-    n_reports = observed.sum(1)
+    n_reports, constant = reports_of(panel.y, panel.first_day)
     k = len(panel.coefficients)
     status = np.full(panel.n_units, OK, dtype=object)
     _, _, H = Problem(panel).sums(np.zeros((panel.n_units, k)))
     status[(n_reports - 1 < k) | singular(H)] = RANK_DEFICIENT
-    first = y[np.arange(panel.n_units), observed.argmax(1)]
-    status[((y == first[:, None]) | ~observed).all(1)] = CONSTANT
+    status[constant] = CONSTANT
     status[n_reports < 2] = NO_DATA
     return status
 
 
 def singular(H: Float[NDArray, "unit coefficient coefficient"]) -> Bool[NDArray, " unit"]:
     """Whether the information leaves a combination of coefficients open."""
-    diagonal = np.einsum("ukk->uk", H)
-    bad = ~(np.isfinite(H).all((1, 2)) & (diagonal > 0).all(1))
-    root = np.sqrt(np.where(bad[:, None], 1.0, diagonal))
-    scaled = np.where(bad[:, None, None], np.eye(H.shape[1]), H / root[:, :, None] / root[:, None])
-    # The smallest eigenvalue is above det / e, as the others add up to less than k; few need a closer look.
-    doubtful = np.linalg.det(scaled) < 10 * _SINGULAR
-    bad[doubtful] |= np.linalg.eigvalsh(scaled[doubtful])[:, 0] < _SINGULAR
+    bad, doubtful = _doubtful(H)
+    scaled = H[doubtful]
+    root = np.sqrt(np.einsum("ukk->uk", scaled))
+    bad[doubtful] |= np.linalg.eigvalsh(scaled / root[:, :, None] / root[:, None])[:, 0] < _SINGULAR
     return bad
+
+
+@compiled
+def _doubtful(H):
+    """Units with nothing to scale their information by, and those whose scaled information has a small determinant.
+
+    The smallest eigenvalue is above det / e, as the others add up to less than k; few need a closer look.
+    """
+    n_units, k = H.shape[0], H.shape[1]
+    bad, doubtful = np.zeros(n_units, np.bool_), np.zeros(n_units, np.bool_)
+    L, root = np.zeros((k, k)), np.empty(k)
+    for u in range(n_units):
+        det = 1.0
+        for i in range(k):
+            bad[u] |= not (0.0 < H[u, i, i] < np.inf)
+            root[i] = math.sqrt(H[u, i, i])
+        for i in range(k):
+            for j in range(i + 1):
+                bad[u] |= not math.isfinite(H[u, i, j])
+                value = H[u, i, j] / (root[i] * root[j])
+                for m in range(j):
+                    value -= L[i, m] * L[j, m]
+                if i == j:
+                    det *= value
+                    L[i, i] = math.sqrt(max(value, 1e-300))
+                else:
+                    L[i, j] = value / L[j, j]
+        doubtful[u] = not bad[u] and not det >= 10.0 * _SINGULAR
+    return bad, doubtful

@@ -84,11 +84,35 @@ def _loss(report, mean, kind, tuning):
 
 
 @compiled
-def _accumulate_one_covariate(y, z, unit, source, lag, first, b0, b1, b2, sums, gradient, products):
-    """`accumulate` for the squared loss and one covariate, with all sums in registers: three times as fast.
+def one_step_products(y, z, unit, source, lag, first, out):
+    """Sum of D D' over reports on the day after a report, where D = (1, s, z) whatever the coefficients are."""
+    out[:] = 0.0
+    if out.shape[0] != 3:  # the general way has no use for it
+        return
+    h00 = h01 = h02 = h11 = h12 = h22 = 0.0
+    j, back = source[0], lag[0]
+    for t in range(first + 1, y.shape[1]):
+        s = y[unit, t - 1]
+        if not math.isnan(s) and not math.isnan(y[unit, t]):
+            x = z[j, unit, t - back]
+            h00 += 1.0
+            h01 += s
+            h02 += x
+            h11 += s * s
+            h12 += s * x
+            h22 += x * x
+    out[0, 0], out[1, 1], out[2, 2] = h00, h11, h22
+    out[0, 1] = out[1, 0] = h01
+    out[0, 2] = out[2, 0] = h02
+    out[1, 2] = out[2, 1] = h12
+
+
+@compiled
+def _accumulate_one_covariate(y, z, unit, source, lag, first, b0, b1, b2, one_step, sums, gradient, products):
+    """`accumulate` for the squared loss and one covariate, with all sums in registers: many times as fast.
 
     Adds up e times the second derivatives as well (SECOND_0 to 2), which all involve the state coefficient:
-    q_k <- a q_k + D_k, and twice D_k for that coefficient itself.
+    q_k <- a q_k + D_k, and twice D_k for that coefficient itself. On the day after a report they are 0.
     """
     n_days = y.shape[1]
     a = 1.0 + b1
@@ -98,10 +122,22 @@ def _accumulate_one_covariate(y, z, unit, source, lag, first, b0, b1, b2, sums, 
     s = y[unit, t] if t < n_days else 0.0
     d0 = d1 = d2 = q0 = q1 = q2 = 0.0
     c0 = c1 = c2 = 0.0
-    loss = n = g0 = g1 = g2 = 0.0
+    loss = g0 = g1 = g2 = 0.0
+    n = one_step[0, 0]
     h00 = h01 = h02 = h11 = h12 = h22 = 0.0
+    fresh = True  # the day before was reported
     for day in range(t + 1, n_days):
         x = z[source, unit, day - lag]
+        report = y[unit, day]
+        reported = not math.isnan(report)
+        if fresh and reported:
+            e = report - (a * s + (b0 + b2 * x))
+            loss += 0.5 * e * e
+            g0 -= e
+            g1 -= e * s
+            g2 -= e * x
+            s = report
+            continue
         q0 = a * q0 + d0
         q1 = a * q1 + 2.0 * d1
         q2 = a * q2 + d2
@@ -109,8 +145,8 @@ def _accumulate_one_covariate(y, z, unit, source, lag, first, b0, b1, b2, sums, 
         d1 = a * d1 + s
         d2 = a * d2 + x
         s = a * s + (b0 + b2 * x)
-        report = y[unit, day]
-        if not math.isnan(report):
+        fresh = reported
+        if reported:
             e = report - s
             loss += 0.5 * e * e
             n += 1.0
@@ -132,24 +168,28 @@ def _accumulate_one_covariate(y, z, unit, source, lag, first, b0, b1, b2, sums, 
     sums[LOSS], sums[COUNT] = loss, n
     sums[SECOND_0], sums[SECOND_1], sums[SECOND_2] = c0, c1, c2
     gradient[0], gradient[1], gradient[2] = g0, g1, g2
-    products[0, 0], products[1, 1], products[2, 2] = h00, h11, h22
-    products[0, 1] = products[1, 0] = h01
-    products[0, 2] = products[2, 0] = h02
-    products[1, 2] = products[2, 1] = h12
+    products[0, 0] = one_step[0, 0] + h00
+    products[1, 1] = one_step[1, 1] + h11
+    products[2, 2] = one_step[2, 2] + h22
+    products[0, 1] = products[1, 0] = one_step[0, 1] + h01
+    products[0, 2] = products[2, 0] = one_step[0, 2] + h02
+    products[1, 2] = products[2, 1] = one_step[1, 2] + h12
 
 
 @compiled
-def accumulate(y, z, unit, source, lag, first, b, kind, tuning, gap, outer, sums, gradient, products, D):
+def accumulate(y, z, unit, source, lag, first, b, kind, tuning, gap, outer, one_step, sums, gradient, products, D):
     """Loss of one unit, its gradient, and a sum of products D D', all added up in place.
 
     `tuning` is the threshold of Huber's loss or the overdispersion of the negative binomial. With `gap`, squares are
     divided by v; what the logarithm of v adds is summed apart (LOG_V and so on), as it does not scale with 1 / sigma^2.
     `outer` says which products: the expected curvature, the observed variance of the scores, or their variance under
-    the model, sigma^2 apart.
+    the model, sigma^2 apart. `one_step` are the unit's :func:`one_step_products`.
     """
     k = b.shape[0]
     if k == 3 and kind == _SQUARED and not gap and outer == CURVATURE:
-        _accumulate_one_covariate(y, z, unit, source[0], lag[0], first, b[0], b[1], b[2], sums, gradient, products)
+        _accumulate_one_covariate(
+            y, z, unit, source[0], lag[0], first, b[0], b[1], b[2], one_step, sums, gradient, products
+        )
         return
     counts = kind >= _POISSON
     sums[:] = 0.0
@@ -202,12 +242,30 @@ def accumulate_all(y, z, source, lag, first, params, kind, tuning, gap, outer):
     sums = np.empty((n_units, N_SUMS))
     gradient = np.empty((n_units, k))
     products = np.empty((n_units, k, k))
-    D = np.empty(k)
+    D, one_step = np.empty(k), np.empty((k, k))
     for u in range(n_units):
+        one_step_products(y, z, u, source, lag, first, one_step)
         accumulate(
-            y, z, u, source, lag, first, params[u], kind, tuning[u], gap, outer, sums[u], gradient[u], products[u], D
-        )
+            y, z, u, source, lag, first, params[u], kind, tuning[u], gap, outer, one_step, sums[u], gradient[u],
+            products[u], D,
+        )  # fmt: skip
     return sums, gradient, products
+
+
+@compiled
+def reports_of(y, first):
+    """Number of reports of every unit from day `first` on, and whether they are all equal."""
+    n_reports, constant = np.zeros(y.shape[0], np.int64), np.ones(y.shape[0], np.bool_)
+    for unit in range(y.shape[0]):
+        before = math.nan
+        for t in range(first, y.shape[1]):
+            report = y[unit, t]
+            if not math.isnan(report):
+                n_reports[unit] += 1
+                if before != report and n_reports[unit] > 1:
+                    constant[unit] = False
+                before = report
+    return n_reports, constant
 
 
 @compiled

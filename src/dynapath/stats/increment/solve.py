@@ -34,11 +34,13 @@ from .recursion import (
     accumulate,
     accumulate_all,
     compiled,
+    one_step_products,
 )
 
 CONVERGED, AT_BOUND, NOT_CONVERGED = range(3)
 # Relative change of the fitted values below which a step is the last one.
 TOLERANCE = 1e-9
+NEWTON_TOLERANCE = 1e-6  # the error left by a Newton step goes with the square of its size
 # A panel larger than this shows its progress; so many report days are fitted between two updates.
 _DAYS_PER_UPDATE = 4_000_000
 PUBLISHED_STEPS = (1e-3, 1e-2, 1e-3)  # intercept, state, every covariate
@@ -158,12 +160,14 @@ def _solve_unit(
 ):  # fmt: skip
     k = b.shape[0]
     # Of the present point, and of the one tried: the rows of the work space change places when a step is taken.
-    sums, gradient, curvature, vectors, L, N, moves = work
+    sums, gradient, curvature, vectors, L, N, moves, one_step = work
     step, trial, D = vectors[0], vectors[1], vectors[2]
     now, new = 0, 1
+    one_step_products(y, z, u, source, lag, first, one_step)
     accumulate(
-        y, z, u, source, lag, first, b, kind, tuning, gap, CURVATURE, sums[now], gradient[now], curvature[now], D
-    )
+        y, z, u, source, lag, first, b, kind, tuning, gap, CURVATURE, one_step, sums[now], gradient[now],
+        curvature[now], D,
+    )  # fmt: skip
     f = objective(sums[now], gradient[now], curvature[now], gap, scale, b, center, precision, prior)
     n = sums[now, COUNT]
     likelihood = gap or kind >= 2
@@ -172,7 +176,7 @@ def _solve_unit(
     damping = 0.0
     for iteration in range(1, max_iter + 1):
         g, H = gradient[now], curvature[now]
-        possible = False
+        possible = newton = False
         if exact and damping == 0.0 and sums[now, SECOND_0] != 0.0:
             for i in range(3):
                 for j in range(3):
@@ -181,7 +185,7 @@ def _solve_unit(
             N[1, 1] -= sums[now, SECOND_1]
             N[2, 1] -= sums[now, SECOND_2]
             N[1, 0], N[1, 2] = N[0, 1], N[2, 1]
-            possible = _bounded_step(b, g, N, free, moves, 0.0, lower, upper, step, L)
+            possible = newton = _bounded_step(b, g, N, free, moves, 0.0, lower, upper, step, L)
         if not possible:
             possible = _bounded_step(b, g, H, free, moves, damping, lower, upper, step, L)
         if not possible:
@@ -194,25 +198,12 @@ def _solve_unit(
         if not moves[1] and free[1]:
             trial[1] = lower if step[1] < 0.0 or (step[1] == 0.0 and b[1] == lower) else upper
         accumulate(
-            y,
-            z,
-            u,
-            source,
-            lag,
-            first,
-            trial,
-            kind,
-            tuning,
-            gap,
-            CURVATURE,
-            sums[new],
-            gradient[new],
-            curvature[new],
-            D,
-        )
+            y, z, u, source, lag, first, trial, kind, tuning, gap, CURVATURE, one_step, sums[new], gradient[new],
+            curvature[new], D,
+        )  # fmt: skip
         f_new = objective(sums[new], gradient[new], curvature[new], gap, scale, trial, center, precision, prior)
         size = math.sqrt(n) if likelihood else math.sqrt(2.0 * max(f, 0.0)) + 1e-4 * size0
-        last = moved <= TOLERANCE * size and damping <= 1e-6
+        last = moved <= (NEWTON_TOLERANCE if newton else TOLERANCE) * size and damping <= 1e-6
         if f_new <= f:
             _copy(trial, b)
             now, new = new, now
@@ -235,7 +226,7 @@ def _solve_range(
     k = params.shape[1]
     work = (
         np.empty((2, N_SUMS)), np.empty((2, k)), np.empty((2, k, k)), np.empty((3, k)), np.zeros((k, k)),
-        np.zeros((k, k)), free.copy(),
+        np.zeros((k, k)), free.copy(), np.empty((k, k)),
     )  # fmt: skip
     for u in range(start, stop):
         if solve[u]:
