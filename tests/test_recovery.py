@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 import dynapath as dp
@@ -30,6 +31,7 @@ def scores(adata) -> dict[str, float]:
     matched = paths[dp.metrics.match_groups(aligned, true_paths)].reshape(-1, paths.shape[-1])
     profiles = dp.get.model(adata).decode(matched, np.ones(len(matched)), expected=True).toarray()
     shares = adata.layers["expected"] / adata.layers["expected"].sum(1, keepdims=True)
+    theta = dp.get.model(adata).module.px_r.detach().exp().numpy()
     now = adata.obs["time"].to_numpy()
     true_profiles = [shares[(now == t) & (groups == k)].mean(0) for k in range(3) for t in times]
     return {
@@ -40,6 +42,7 @@ def scores(adata) -> dict[str, float]:
             adata.obsm["dynvae_velocity"], adata.obsm["velocity_true"], states, true_states
         ),
         "gene r2": dp.metrics.gene_r2(profiles, true_profiles),
+        "order of dispersions": spearmanr(-np.log(theta), truth["bcv2"])[0],
     }
 
 
@@ -61,6 +64,7 @@ def test_groups_trajectories_and_velocities_are_recovered(scenario):
     assert found["trajectory error"] <= error, found
     assert found["gene r2"] >= 0.95, found
     assert found["velocity cosine"] >= 0.80, found
+    assert found["order of dispersions"] >= 0.6, found
     if scenario == "branching":
         assert found["ari of the last two times"] >= 0.95, found
 
