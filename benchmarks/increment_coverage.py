@@ -2,36 +2,43 @@
 
     python benchmarks/increment_coverage.py            # some minutes of CPU time, one thread
 
-Units follow the model with normal innovations, start in equilibrium and report by a two-state chain (6 % missing).
-Individual coefficients have a normal distribution over units; for shared ones its standard deviation is 0.
+Units follow the model with normal innovations and report by a two-state chain (6 % missing). Individual coefficients have
+a normal distribution over units; for shared ones its standard deviation is 0. Units start in equilibrium or, so that the
+first report tells nothing of the coefficients, anywhere. The skewed distributions are those of `simulate_reports`.
+A unit at the bound of its state coefficient has no standard error for it and is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from dynapath.read.panel import Panel
+import dynapath as dp
+from dynapath.read.panel import Panel, read_panel
 from dynapath.stats.increment.bootstrap import Bootstrap
 from dynapath.stats.increment.fit import IncrementFit, fit
 
 MEAN, SD = np.array([0.3, -0.2, 0.25]), np.array([0.15, 0.06, 0.1])
 
 
-def simulate(n_units: int, n_days: int, rng: np.random.Generator, spread: float = 1.0) -> tuple[Panel, np.ndarray]:
+def simulate(
+    n_units: int, n_days: int, rng: np.random.Generator, spread: float = 1.0, *, burn: int = 200
+) -> tuple[Panel, np.ndarray]:
     params = MEAN + spread * SD * rng.standard_normal((n_units, 3))
     params[:, 1] = np.clip(params[:, 1], -0.6, -0.03)
-    burn = 200
     z = np.zeros((n_units, n_days + burn))
     level = np.exp(rng.normal(0.5, 0.5, n_units))
     for t in range(1, n_days + burn):
         z[:, t] = 0.95 * z[:, t - 1] + rng.normal(0, 0.3, n_units)
     z = level[:, None] * np.exp(0.5 * z)
     y = np.zeros((n_units, n_days + burn))
+    if not burn:
+        y[:, 0] = rng.normal(4.0, 1.5, n_units)
     for t in range(1, n_days + burn):
         y[:, t] = y[:, t - 1] + params[:, 0] + params[:, 1] * y[:, t - 1] + params[:, 2] * z[:, t - 1]
         y[:, t] += 0.5 * rng.standard_normal(n_units)
@@ -43,6 +50,11 @@ def simulate(n_units: int, n_days: int, rng: np.random.Generator, spread: float 
     units = pd.Index([str(u) for u in range(n_units)])
     days = pd.Index([str(t) for t in range(n_days)])
     return Panel(y, z[None], ("z",), np.array([0]), np.array([1]), units, days), params
+
+
+def skewed(n_units: int, seed: int) -> tuple[Panel, np.ndarray]:
+    reports = dp.datasets.simulate_reports(n_units, family="normal", silent=0.0, random_state=seed)
+    return read_panel(reports, covariates="incidence").until(68), reports.obsm["params_true"].to_numpy()
 
 
 def covered(result: IncrementFit, truth: np.ndarray, *, own: bool, level: float = 0.9) -> np.ndarray:
@@ -58,6 +70,7 @@ def main() -> None:
     parser.add_argument("--panels", type=int, default=40)
     args = parser.parse_args()
     rows = []
+    warnings.filterwarnings("ignore", message=".* negative")
     settings = Bootstrap(args.refits)
     start = time.process_time()
 
@@ -65,7 +78,7 @@ def main() -> None:
         cover = np.nanmean(np.concatenate([np.atleast_2d(part) for part in parts]), axis=0)
         rows.append((name, T, n, *cover.round(3)))
         print(
-            f"{name:48s} T={T:4d} {n:5d} intervals: {cover.round(3)}  ({time.process_time() - start:.0f} CPU s)",
+            f"{name:60s} T={T:4d} {n:5d} intervals: {cover.round(3)}  ({time.process_time() - start:.0f} CPU s)",
             flush=True,
         )
 
@@ -85,24 +98,30 @@ def main() -> None:
             panel, truth = simulate(60, 69, rng, spread=0.0)
             parts.append(covered(fit(panel, pooling="global", se=se, progress=False), truth, own=False)[:1])
         report(f"global, {se}", 69, len(parts), parts)
-    for corrected in (False, True):
-        units, means = [], []
-        for _ in range(args.panels if not corrected else max(args.panels // 4, 2)):
-            panel, truth = simulate(200, 69, rng)
-            fitted = fit(
-                panel,
-                pooling="partial",
-                se="hessian",
-                bias_correction=corrected,
-                bootstrap=Bootstrap(30),
-                progress=False,
-            )
-            units.append(covered(fitted, truth, own=False))
-            d = fitted.dynamics
-            means.append(np.abs(d.mean - MEAN) <= 1.645 * np.sqrt(np.diag(d.mean_covariance)))
-        name = "partial, hessian" + (", bias corrected" if corrected else "")
-        report(f"{name}: units", 69, 200 * len(units), units)
-        report(f"{name}: means", 69, len(means), means)
+    designs = {
+        "start anywhere": (lambda _: simulate(200, 69, rng, burn=0), MEAN),
+        "start in equilibrium": (lambda _: simulate(200, 69, rng), MEAN),
+        "skewed, start in equilibrium": (lambda seed: skewed(200, seed), skewed(100_000, 0)[1].mean(0)),
+    }
+    for design, (draw, mean) in designs.items():
+        for corrected in (False, True):
+            units, means = [], []
+            for seed in range(args.panels if not corrected else max(args.panels // 2, 2)):
+                panel, truth = draw(seed)
+                fitted = fit(
+                    panel,
+                    pooling="partial",
+                    se="hessian",
+                    bias_correction=corrected,
+                    bootstrap=Bootstrap(20),
+                    progress=False,
+                )
+                units.append(covered(fitted, truth, own=False))
+                d = fitted.dynamics
+                means.append(np.abs(d.mean - mean) <= 1.645 * np.sqrt(np.diag(d.mean_covariance)))
+            name = f"partial, {design}" + (", bias corrected" if corrected else "")
+            report(f"{name}: units", 69, 200 * len(units), units)
+            report(f"{name}: means", 69, len(means), means)
 
 
 if __name__ == "__main__":

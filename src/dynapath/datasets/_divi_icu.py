@@ -85,6 +85,11 @@ def divi_icu(window: str = "spring2020", *, path: str | os.PathLike[str] | None 
     under CC BY 4.0. The table in a data folder was put together from daily copies of the same reports as they appeared;
     the download has later corrections, so that some numbers differ.
 
+    The addresses of the download name one version of each repository, whose descriptions state the files, their columns
+    and the licence. What has not been checked is the content of the files: conversion and download are tested with small
+    files of the same form, and the numbers they give were not compared with those of the table. Each version of the data
+    has a DOI of its own (`citation.cff` in the repositories); please cite that of the version you use.
+
     References
     ----------
     .. [1] Robert Koch-Institut. Intensivkapazitaeten und COVID-19-Intensivbettenbelegung in Deutschland.

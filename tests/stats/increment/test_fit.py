@@ -5,10 +5,12 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 import torch
 from scipy.optimize import least_squares
 
 from dynapath.read.panel import Panel
+from dynapath.stats.increment.estimate import estimate
 from dynapath.stats.increment.fit import fit
 from dynapath.stats.increment.problem import Problem
 from dynapath.stats.increment.recursion import LOSS, follow
@@ -364,3 +366,48 @@ def test_a_single_unit_is_fitted_alone_and_cannot_be_partially_pooled(panel):
     np.testing.assert_allclose(fit(one, pooling="global").params, fit(one).params, atol=1e-8)
     with pytest.raises(ValueError, match="needs 2 unit"):
         fit(one, pooling="partial")
+
+
+# ---------------------------------------------------------------------------------------------- one common variance
+
+
+def with_a_known_spread(panel, covariance):
+    """Partial pooling of all coefficients with one variance for all units, and the covariance over units given."""
+    return estimate(Problem(panel), np.full(3, "partial"), sigma="common", covariance=covariance)
+
+
+def test_with_a_common_variance_no_spread_is_global_and_endless_spread_is_individual(complete):
+    narrow = with_a_known_spread(complete, 1e-14 * np.eye(3)).params
+    np.testing.assert_allclose(narrow, fit(complete, pooling="global").params, rtol=1e-6)
+    wide = with_a_known_spread(complete, 1e8 * np.eye(3)).params
+    np.testing.assert_allclose(wide, fit(complete).params, rtol=1e-6)
+
+
+def test_in_between_a_common_variance_lies_between_global_and_individual(complete):
+    own, shared = fit(complete).params, fit(complete, pooling="global").params
+    partial = fit(complete, pooling="partial", sigma="common").params
+    apart = np.abs(own - shared).mean(0)
+    assert (np.abs(partial - shared).mean(0) < apart).all()
+    assert (np.abs(partial - own).mean(0) < apart).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*:statsmodels.tools.sm_exceptions.ConvergenceWarning")
+def test_partial_pooling_is_the_mixed_model_of_statsmodels():
+    panel, _ = make_panel(n_units=40, n_days=120, missing=0.0, seed=3, spread=2.0)
+    found = fit(panel, pooling="partial", sigma="common", se="hessian")
+    y, z = panel.y, panel.z[0]
+    table = pd.DataFrame(
+        {
+            "d": np.diff(y).ravel(),
+            "s": y[:, :-1].ravel(),
+            "z": z[:, :-1].ravel(),
+            "u": np.repeat(range(40), y.shape[1] - 1),
+        }
+    )
+    peer = smf.mixedlm("d ~ s + z", table, groups="u", re_formula="~ s + z").fit(reml=True)
+    # The tolerances are those to which statsmodels' own search converges.
+    np.testing.assert_allclose(found.dynamics.mean, peer.fe_params, atol=2e-3)
+    np.testing.assert_allclose(found.sigma2, peer.scale, rtol=2e-3)
+    np.testing.assert_allclose(found.dynamics.spread, peer.cov_re, atol=2e-3)
+    effects = np.array([peer.random_effects[u] for u in range(40)]) + peer.fe_params.to_numpy()
+    np.testing.assert_allclose(found.params, effects, atol=5e-3)
