@@ -89,15 +89,16 @@ class Shape(nn.Module):
         return undirected(row, column[row, slot], self.weight[cells[row], slot])
 
     def terms(self, mean: Tensor, cells: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Each term by name, unweighted, and their weighted sum (nats per cell)."""
+        """Each term by name, neither weighted nor exaggerated, and what the loss has of them (nats per cell)."""
         terms, total = {}, mean.new_zeros(())
         if self.index is not None:
             z, edges = self.scale * mean, self.among(cells)
-            if self.penalty.kind == "tsne":
-                cost = tsne_cost(z, edges, self.penalty.exaggeration if self.exaggerated else 1.0)
+            if self.penalty.kind == "umap":
+                terms["umap"] = cost = umap_cost(z, edges, *self.curve)
             else:
-                cost = umap_cost(z, edges, *self.curve)
-            terms[self.penalty.kind] = cost
+                terms["tsne"] = cost = tsne_cost(z, edges)
+                if self.exaggerated:
+                    cost = tsne_cost(z, edges, self.penalty.exaggeration)
             total = total + self.penalty.weight * cost
         if self.target is not None:
             y = self.target[cells]

@@ -4,10 +4,12 @@ from ._backtest import backtest
 from ._gene_trajectories import gene_trajectories
 from ._group_proportions import group_proportions
 from ._heldout import heldout
+from ._history import history
 from ._increment_params import increment_params
 from ._increment_trajectory import increment_trajectory
 from ._latent_phase import latent_phase
 from ._latent_trajectories import latent_trajectories
+from ._loadings import loadings
 from ._loss_profile import loss_profile
 from ._missing_reports import missing_reports
 from ._n_groups import n_groups
@@ -19,10 +21,12 @@ __all__ = [
     "gene_trajectories",
     "group_proportions",
     "heldout",
+    "history",
     "increment_params",
     "increment_trajectory",
     "latent_phase",
     "latent_trajectories",
+    "loadings",
     "loss_profile",
     "missing_reports",
     "n_groups",
