@@ -189,6 +189,48 @@ class VAEKeys:
         return (self.loadings,)
 
 
+@dataclass(frozen=True)
+class EstimateKeys:
+    """Slots of the parameters of a program, all derived from `key_added`."""
+
+    key: str = "estimate"
+
+    @property
+    def params(self) -> str:
+        """`obsm`: parameters of each unit."""
+        return f"{self.key}_params"
+
+    @property
+    def se(self) -> str:
+        """`obsm`: their standard errors."""
+        return f"{self.key}_se"
+
+    @property
+    def status(self) -> str:
+        """`obs`: how the search of the unit ended."""
+        return f"{self.key}_status"
+
+    @property
+    def loss(self) -> str:
+        """`obs`: sum of squared residuals, or negative log-likelihood."""
+        return f"{self.key}_loss"
+
+    @property
+    def n(self) -> str:
+        """`obs`: number of residuals or rows."""
+        return f"{self.key}_n"
+
+    @property
+    def obsm(self) -> tuple[str, ...]:
+        """All slots in `obsm`."""
+        return self.params, self.se
+
+    @property
+    def obs(self) -> tuple[str, ...]:
+        """All columns of `obs`."""
+        return self.status, self.loss, self.n
+
+
 def colors_key(column: str) -> str:
     """`uns`: colours of the categories of an `obs` column, as scanpy spells it."""
     return f"{column}_colors"

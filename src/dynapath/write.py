@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from ._keys import DynamicKeys, IncrementKeys, VAEKeys, colors_key
+from ._keys import DynamicKeys, EstimateKeys, IncrementKeys, VAEKeys, colors_key
 
 SCHEMA = 1
 UNDETERMINED_BELOW = 0.6
@@ -20,6 +20,7 @@ UNDETERMINED_BELOW = 0.6
 KINDS = ("dynamic_vae", "group_dynamics")
 INCREMENT = "increment"
 VAE = "count_vae"
+ESTIMATE = "estimate"
 
 
 def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS) -> None:
@@ -30,7 +31,7 @@ def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS)
     previous = adata.uns.get(key)
     if isinstance(previous, Mapping) and previous.get("kind") in kinds:
         return
-    names = {INCREMENT: IncrementKeys, VAE: VAEKeys}.get(kinds[0], DynamicKeys)(key)
+    names = {INCREMENT: IncrementKeys, VAE: VAEKeys, ESTIMATE: EstimateKeys}.get(kinds[0], DynamicKeys)(key)
     taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
     taken += [f"obsm[{slot!r}]" for slot in (*names.obsm, *getattr(names, "stages", ())) if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
@@ -175,6 +176,34 @@ def write_vae(
     adata.obsm[names.std] = np.asarray(std, dtype=np.float32)
     if loadings is not None:
         adata.varm[names.loadings] = np.asarray(loadings, dtype=np.float32)
+    adata.uns[key] = content
+
+
+def write_estimate(
+    adata: AnnData,
+    key: str,
+    *,
+    params: pd.DataFrame | None,
+    se: pd.DataFrame | None,
+    obs: pd.DataFrame | None,
+    fit: Mapping[str, Any],
+) -> None:
+    """Write the parameters of a program; whatever stood under `key` before is removed first.
+
+    Tables are those of the units, none if all data share one set of parameters. `obs` has columns status, loss, n.
+    """
+    names = EstimateKeys(key)
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": ESTIMATE, **fit})
+    for slots, stored in ((names.obsm, adata.obsm), (names.obs, adata.obs)):
+        for slot in slots:
+            if slot in stored:
+                del stored[slot]
+    for slot, table in ((names.params, params), (names.se, se)):
+        if table is not None:
+            adata.obsm[slot] = table
+    if obs is not None:
+        for slot, column in zip(names.obs, obs, strict=True):
+            adata.obs[slot] = obs[column].array
     adata.uns[key] = content
 
 

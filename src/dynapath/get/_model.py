@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynapath.models._random import isolated_seed
-from dynapath.write import INCREMENT, VAE
+from dynapath.write import ESTIMATE, INCREMENT, VAE
 
 from ._fits import fit_record, strings
 from ._groups import dynamics
@@ -52,6 +52,12 @@ def model(
         return increments(adata, key)
     if isinstance(stored, Mapping) and stored.get("kind") == VAE:
         return count_vae(adata, key)
+    if isinstance(stored, Mapping) and stored.get("kind") == ESTIMATE:
+        msg = (
+            f"{key!r} holds the parameters of a program, which cannot be stored itself. Use "
+            f"dp.stats.Estimate.from_adata(adata, key={key!r}, program=...)."
+        )
+        raise KeyError(msg)
     fit = fit_record(adata, key)
     if fit["kind"] == "group_dynamics":
         return dynamics(adata, key)

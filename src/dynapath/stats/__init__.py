@@ -1,5 +1,6 @@
-"""Estimation from small, longitudinal data: panels of daily reports."""
+"""Estimation from small, longitudinal data: any differentiable program, and panels of daily reports."""
 
+from ._estimate import estimate
 from ._fit_increment import fit_increment
 from ._impute_increment import impute_increment
 from ._predict_increment import predict_increment
@@ -7,13 +8,18 @@ from .backtest import backtest, compare_forecasts, temporal_subsets
 from .censoring import censoring_study, mask_reports
 from .increment.bootstrap import Bootstrap
 from .profile import profile_loss
+from .program.observed import where_observed
+from .program.result import Estimate, Prediction
 from .sensitivity import sensitivity
 
 __all__ = [
     "Bootstrap",
+    "Estimate",
+    "Prediction",
     "backtest",
     "censoring_study",
     "compare_forecasts",
+    "estimate",
     "fit_increment",
     "impute_increment",
     "mask_reports",
@@ -21,4 +27,5 @@ __all__ = [
     "profile_loss",
     "sensitivity",
     "temporal_subsets",
+    "where_observed",
 ]

@@ -1,0 +1,279 @@
+"""Parameters that all units share, or that come from a normal distribution over the units, in free numbers.
+
+As in the increment model (stats/pooling.py): every unit's loss is expanded around its estimate, the distribution is
+estimated given these expansions, then every unit's estimate given the distribution, until nothing moves. A positive
+parameter is thus log-normal over units. Shared parameters of residuals minimise the mean over units of each unit's mean
+square, so that every unit counts the same; with partially pooled ones, and for likelihoods, units count by likelihood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynapath.stats.increment.errors import covariance_of as pooled_covariance_of
+from dynapath.stats.increment.estimate import Estimate as PooledEstimate
+from dynapath.stats.increment.estimate import eliminated
+from dynapath.stats.pooling import Pooled, VariancePrior, pool
+
+from .errors import small_sample
+from .fit import MAX_ITER, NO_DATA, OK, RANK_DEFICIENT, Found
+from .newton import Pull, minimise
+from .parameters import Parameters
+from .problem import Expansion, Problem
+
+Pooling = Literal["individual", "global", "partial"]
+_MAX_ROUNDS = 100
+# A variance this small beside the uncertainty of the mean is none.
+_NO_SPREAD = 1e-8
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is known of the units together, in free numbers."""
+
+    modes: NDArray[np.str_]  # individual, global or partial, for each free number
+    mean: Float[NDArray, " k"]  # NaN where individual
+    mean_covariance: Float[NDArray, "k k"] | None
+    spread: Float[NDArray, "k k"]  # covariance over units; 0 where shared
+    covariance: Float[NDArray, "unit k k"] | None  # of the units' estimates
+    sigma2: Float[NDArray, " unit"]
+    rounds: int
+
+
+def modes_of(pooling: Pooling | Mapping[str, Pooling], parameters: Parameters) -> NDArray[np.str_]:
+    """How each free number is pooled; parameters that a mapping leaves out are individual.
+
+    Raises
+    ------
+    KeyError, ValueError : for a parameter or a way of pooling that does not exist.
+    """
+    chosen = dict.fromkeys(parameters.names, "individual")
+    if isinstance(pooling, Mapping):
+        unknown = set(pooling) - set(chosen)
+        if unknown:
+            names = ", ".join(parameters.names)
+            msg = f"pooling names {', '.join(sorted(map(repr, unknown)))}; the parameters are {names}."
+            raise KeyError(msg)
+        chosen |= pooling
+    else:
+        chosen = dict.fromkeys(parameters.names, pooling)
+    for name, mode in chosen.items():
+        if mode not in ("individual", "global", "partial"):
+            msg = f"The pooling of {name!r} is {mode!r}; it must be 'individual', 'global' or 'partial'."
+            raise ValueError(msg)
+    return np.array([chosen[name] for name in parameters.owner])
+
+
+def estimate_pooled(
+    problem: Problem,
+    start: Float[Tensor, "unit k"],
+    own: Found,
+    modes: NDArray[np.str_],
+    *,
+    se: str | None,
+    max_iter: int,
+) -> tuple[Found, Shared]:
+    """Estimates given `own`, those of every unit for itself.
+
+    Raises
+    ------
+    ValueError : with too few units.
+    """
+    k, single = len(modes), modes == "individual"
+    used = (own.n > 0) & np.isfinite(own.f)
+    needed = 2 if (modes == "partial").any() else 1
+    if used.sum() < needed:
+        msg = f"Pooling needs {needed} units with data; there are {int(used.sum())}. Use pooling='individual', or add units."
+        raise ValueError(msg)
+    residuals = problem.kind == "residuals"
+    by_likelihood = not residuals or bool((modes == "partial").any())
+    n = own.n.astype(float)
+    good = own.status == OK
+    own_sigma2 = np.where(good & (n > k), 2.0 * own.f / np.maximum(n - k, 1.0), np.nan)
+    prior = VariancePrior.fit(own_sigma2[good], n[good] - k)
+    if not residuals:
+        sigma2 = np.ones(len(n))
+    elif by_likelihood:
+        left = np.where(good, np.maximum(n - k, 0.0), 0.0)
+        sigma2 = prior.squeeze(np.nan_to_num(own_sigma2) * left, left)
+    else:
+        # A variance proportional to the number of residuals gives each unit's mean square the same weight.
+        sigma2 = np.maximum(n, 1.0)
+    # Units that do not know all parameters themselves start at what is typical.
+    typical = np.median(own.u[good], axis=0) if good.any() else start[0].numpy()
+    u = np.where(good[:, None], own.u, typical)
+    converged, n_iter = own.status != MAX_ITER, own.n_iter.copy()
+    rounds, before = 0, None
+    if (modes == "global").all():
+        u, pooled, ok, steps = _all_shared(problem, start, sigma2, used, modes, max_iter)
+        converged, n_iter = np.full(len(n), ok), np.full(len(n), steps)
+    else:
+        while rounds < _MAX_ROUNDS:
+            rounds += 1
+            pooled = _pool(problem, u, sigma2, used, modes, before)
+            u, found = _given(problem, u, pooled, sigma2, used, modes, max_iter)
+            converged, n_iter = found.converged.numpy() | ~used, n_iter + found.n_iter.numpy()
+            if residuals and by_likelihood:
+                left = n.copy()
+                left[used] -= pooled.spent + single.sum()
+                sigma2 = prior.squeeze(np.where(used, 2.0 * found.at.f.numpy(), 0.0), left)
+            if before is not None and _unchanged(pooled, before):
+                break
+            before = pooled
+        else:
+            converged[:] = False
+    weight = 1.0 / sigma2
+    at = problem.expand(torch.from_numpy(u))
+    if residuals and not by_likelihood:
+        left = n - single.sum() - (k - single.sum()) / used.sum()
+        with np.errstate(invalid="ignore"):
+            sigma2 = np.where(used & (left > 0), 2.0 * at.f.numpy() / np.maximum(left, 1e-9), np.nan)
+    status = np.where(used, np.where(converged, OK, MAX_ITER), NO_DATA).astype(object)
+    u = u.copy()
+    if single.any():
+        status[used & (own.status == RANK_DEFICIENT)] = RANK_DEFICIENT
+        u[np.ix_(~used, single)] = np.nan
+    found = replace(
+        own, u=u, status=status, f=at.f.numpy(), H=at.H.numpy(), n_iter=n_iter, fixed=np.zeros_like(own.fixed)
+    )
+    mean, spread = np.full(k, np.nan), np.zeros((k, k))
+    mean[~single] = pooled.mean
+    spread[np.ix_(~single, ~single)] = pooled.covariance
+    shared = Shared(modes, mean, None, spread, None, sigma2, rounds)
+    if se is None:
+        return found, shared
+    known = PooledEstimate(
+        np.nan_to_num(u), status, n_iter, sigma2, pooled, used, np.where(used, weight, 0.0), by_likelihood, rounds
+    )
+    covariance, of_means = pooled_covariance_of(None, modes, known, se, parts=_parts(problem, found, se, sigma2))
+    mean_covariance = np.full((k, k), np.nan)
+    mean_covariance[np.ix_(~single, ~single)] = of_means
+    covariance[np.ix_(status == MAX_ITER)] = np.nan
+    return found, replace(shared, mean_covariance=mean_covariance, covariance=covariance)
+
+
+def _all_shared(
+    problem: Problem,
+    start: Tensor,
+    sigma2: NDArray,
+    used: NDArray[np.bool_],
+    modes: NDArray[np.str_],
+    max_iter: int,
+) -> tuple[NDArray, Pooled, bool, int]:
+    """One set of parameters for all: one search for the sum of all losses."""
+    together = _Sum(problem, torch.from_numpy(np.where(used, 1.0 / sigma2, 0.0)))
+    found = minimise(together, start[:1], max_iter=max_iter)
+    u = np.repeat(found.u.numpy(), len(used), axis=0)
+    return u, _pool(problem, u, sigma2, used, modes, None), bool(found.converged[0]), int(found.n_iter[0])
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """The loss of all units together, as a problem with one unit."""
+
+    problem: Problem
+    weight: Tensor
+
+    @property
+    def kind(self) -> str:
+        return self.problem.kind
+
+    def take(self, _: Tensor) -> _Sum:
+        return self
+
+    def expand(self, u: Tensor) -> Expansion:
+        at = self.problem.expand(u.expand(len(self.weight), -1))
+        w, some = self.weight, self.weight > 0
+        # 0 times what is not finite is not 0.
+        return Expansion(
+            (w * at.f)[some].sum()[None],
+            (w[:, None] * at.g)[some].sum(0)[None],
+            (w[:, None, None] * at.H)[some].sum(0)[None],
+        )
+
+
+@dataclass(frozen=True)
+class _Expanded:
+    """A problem as the functions of the increment model know it."""
+
+    problem: Problem
+
+    def expansion(self, u: NDArray, sigma2: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        at = self.problem.expand(torch.from_numpy(np.ascontiguousarray(u)))
+        w = 1.0 / sigma2
+        n = np.full(len(u), float(self.problem.size))
+        return at.f.numpy() * w, at.g.numpy() * w[:, None], at.H.numpy() * w[:, None, None], n
+
+
+def _pool(
+    problem: Problem,
+    u: NDArray,
+    sigma2: NDArray,
+    used: NDArray[np.bool_],
+    modes: NDArray[np.str_],
+    before: Pooled | None,
+) -> Pooled:
+    parts = eliminated(_Expanded(problem), modes, u, sigma2, used)
+    varies = modes[modes != "individual"] == "partial"
+    return pool(*parts, varies=varies, sigma2=sigma2[used], near=before)
+
+
+def _given(
+    problem: Problem,
+    u: NDArray,
+    pooled: Pooled,
+    sigma2: NDArray,
+    used: NDArray[np.bool_],
+    modes: NDArray[np.str_],
+    max_iter: int,
+) -> tuple[NDArray, object]:
+    """Every unit's estimate when the distribution of the pooled numbers is known."""
+    k = len(modes)
+    center, precision = np.zeros(k), np.zeros((k, k))
+    center[modes != "individual"] = pooled.mean
+    partial = modes == "partial"
+    if partial.any():
+        varies = modes[modes != "individual"] == "partial"
+        inside = np.ix_(varies, varies)
+        precision[np.ix_(partial, partial)] = _precision(pooled.covariance[inside], pooled.mean_covariance[inside])
+    u = np.where(modes == "global", center, u)
+    u[np.ix_(~used, modes != "individual")] = pooled.mean
+    free = torch.from_numpy(used[:, None] & (modes != "global"))
+    pull = Pull(torch.from_numpy(1.0 / sigma2), torch.from_numpy(center), torch.from_numpy(precision))
+    found = minimise(problem, torch.from_numpy(u), free=free, pull=pull, max_iter=max_iter)
+    return np.array(found.u.numpy()), found
+
+
+def _precision(spread: NDArray, uncertainty: NDArray) -> NDArray:
+    """Inverse of a covariance that may have directions without spread."""
+    scale = np.sqrt(np.maximum(np.diag(spread), _NO_SPREAD * np.diag(uncertainty)))
+    scale = np.where(scale > 0, scale, 1e-12)
+    values, vectors = np.linalg.eigh(spread / scale[:, None] / scale)
+    return vectors / np.maximum(values, _NO_SPREAD) @ vectors.T / scale[:, None] / scale
+
+
+def _unchanged(now: Pooled, before: Pooled) -> bool:
+    size = np.abs(now.mean) + np.sqrt(np.diag(now.mean_covariance))
+    spread = np.sqrt(np.diag(now.covariance))
+    if not spread.any():
+        return bool((np.abs(now.mean - before.mean) <= 1e-9 * size).all())
+    moved = np.abs(now.mean - before.mean) <= 1e-5 * size
+    return bool(moved.all() and (np.abs(spread - np.sqrt(np.diag(before.covariance))) <= 1e-4 * (spread + size)).all())
+
+
+def _parts(problem: Problem, found: Found, se: str, sigma2: NDArray) -> tuple[NDArray, NDArray]:
+    """H and M of every unit, without the weights."""
+    H = found.H.copy()
+    if se != "sandwich":
+        return H, np.where(np.isfinite(sigma2), sigma2, 0.0)[:, None, None] * H
+    r, J = problem.jacobian(torch.from_numpy(np.ascontiguousarray(np.nan_to_num(found.u))))
+    scores = J * r[:, None, :] if problem.kind == "residuals" else J
+    return H, (scores @ scores.mT).numpy() * small_sample(problem, found.n)[:, None, None]
