@@ -276,10 +276,13 @@ class _ShapedVAE:
             if self.library_ == "encoded":
                 mean, variance = self.module._compute_local_library_params(batch)
                 log_library = mean + variance.sqrt() * torch.randn_like(mean)
+                library = log_library.exp().numpy().ravel().astype(float)
             else:
                 sizes = self.library_sizes()
-                sizes = np.ones(self.adata.n_obs) if sizes is None else sizes
-                log_library = torch.as_tensor(sizes[origin], dtype=torch.float32).log().reshape(-1, 1)
+                library = None if sizes is None else sizes[origin]
+                log_library = torch.zeros(len(origin), 1)
+                if library is not None:
+                    log_library = torch.as_tensor(library, dtype=torch.float32).log().reshape(-1, 1)
             values = []
             for start in range(0, len(origin), chunk):
                 part = slice(start, start + chunk)
@@ -287,7 +290,6 @@ class _ShapedVAE:
                     z[part], log_library[part], batch[part], size_factor=log_library[part], y=label[part]
                 )["px"]
                 values.append(px.sample().cpu().numpy())
-        library = None if self.library_ == "none" else log_library.exp().numpy().ravel().astype(float)
         return z.numpy(), np.concatenate(values).astype(np.float32), library
 
     def to_arrays(self) -> dict[str, Any]:
