@@ -173,7 +173,7 @@ def test_the_same_seed_gives_the_same_bits(cells, penalty):
 
 def test_the_session_s_random_state_is_not_touched(cells):
     def state():
-        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
     before = state()
     fit(cells, latent_penalty=LatentPenalty("umap"))
@@ -214,17 +214,17 @@ def test_a_target_is_the_same_as_a_name_an_array_and_a_shuffled_table(cells):
 
 
 @pytest.mark.slow
-def test_a_target_is_learned_and_more_closely_in_two_stages(simulated):
-    train, held = simulated[::2].copy(), simulated[1::2].copy()
-    y = np.asarray(simulated.obsm["Z_true"])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_target_is_learned_for_cells_that_were_held_out(stages):
+    adata = dp.datasets.simulate_snapshots("rotating", n_cells=60, n_genes=100)
+    y = np.asarray(adata.obsm["Z_true"])
     y = (y - y[::2].mean(0)) / y[::2].std(0)
-    r2 = []
-    for stages in (1, 2):
-        fit(train, target="Z_true", supervision=Supervision(stages=stages), max_epochs=120)
-        z = train.obsm["X_vae"]
-        r2.append(1 - ((z - y[::2]) ** 2).mean() / y[::2].var())
-    # Counts of 40 genes leave about a tenth of the states open.
-    assert min(r2) > 0.8
+    train, held = adata[::2].copy(), adata[1::2].copy()
+    fit(train, target="Z_true", supervision=Supervision(stages=stages), max_epochs=120)
+    held.uns["vae"] = train.uns["vae"]
+    z = dp.get.model(held, "vae").states()[0]
+    # Counts of 100 genes leave some of the states open.
+    assert 1 - ((z - y[1::2]) ** 2).mean() / y[1::2].var() > 0.8
 
 
 @pytest.mark.slow
