@@ -7,6 +7,7 @@ from ._predict_increment import predict_increment
 from .backtest import backtest, compare_forecasts, temporal_subsets
 from .censoring import censoring_study, mask_reports
 from .increment.bootstrap import Bootstrap
+from .landmark_forecast import compare_landmarks, landmark_forecast
 from .profile import profile_loss
 from .program.observed import where_observed
 from .program.result import Estimate, Prediction
@@ -19,9 +20,11 @@ __all__ = [
     "backtest",
     "censoring_study",
     "compare_forecasts",
+    "compare_landmarks",
     "estimate",
     "fit_increment",
     "impute_increment",
+    "landmark_forecast",
     "mask_reports",
     "predict_increment",
     "profile_loss",
