@@ -93,7 +93,8 @@ def fit_increment(
         Steps of `"gd"` for intercept, state and covariates, or of `"adam"` relative to the scale of each (.01).
     se
         Standard errors: `"hessian"` trusts the model, `"sandwich"` the observed squares of residuals (of units where
-        coefficients are shared), `"bootstrap"` refits simulated panels, about as long as 1,000 fits. None with
+        coefficients are shared), `"bootstrap"` refits simulated panels, about as long as 1,000 fits. With partial pooling
+        errors contain how uncertain the distribution over units is: by its posterior, or by the refits. None with
         `method="gd"`, of whose early stop no theory tells.
     bias_correction
         Subtract the small-sample bias of autoregressions, towards too fast a return, as found in simulated panels.
