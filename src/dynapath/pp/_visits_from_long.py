@@ -1,0 +1,152 @@
+"""A long table, one row per measurement, as visits: one row per subject and time, one column per item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+
+def visits_from_long(
+    df: pd.DataFrame,
+    *,
+    subject: str,
+    time: str,
+    item: str,
+    value: str,
+    baseline: pd.DataFrame | Sequence[str] = (),
+) -> AnnData:
+    """Visits of subjects from a table with one row per measurement.
+
+    Parameters
+    ----------
+    df
+        One row per subject, time and item, in any order. A table with one column per item can be brought into this form with
+        :func:`pandas.melt`; a row with a missing value says that the visit took place.
+    subject
+        Column with the subject, read as text.
+    time
+        Column with the time of the visit: numbers in any unit, or dates, which become text in ISO format (h5ad holds no
+        timestamps); models then need `time_unit`.
+    item, value
+        Columns with the name of the item and its value; NaN is not measured.
+    baseline
+        Variables known from the start: a DataFrame with one row per subject, indexed by subject; or names of columns of `df`
+        that do not change within a subject.
+
+    Returns
+    -------
+    AnnData with one row per visit, sorted by subject (as in the table) and time: `X` (visit, item) float64 with NaN, `obs` with
+    the columns `subject`, `time` and the baseline under their names, `var_names` the items in the order of the table.
+
+    Raises
+    ------
+    KeyError : for a column that does not exist.
+    TypeError : for values that are no numbers.
+    ValueError : for missing subjects, times or items, a measurement that occurs twice, a baseline that changes within a
+        subject, or subjects without a baseline.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import dynapath as dp
+    >>> tests = pd.DataFrame(
+    ...     {
+    ...         "patient": ["a", "a", "a", "b"],
+    ...         "month": [0, 0, 6, 0],
+    ...         "test": ["RULM", "HFMSE", "RULM", "RULM"],
+    ...         "score": [20, 31, 22, 17],
+    ...     }
+    ... )
+    >>> visits = dp.pp.visits_from_long(tests, subject="patient", time="month", item="test", value="score")
+    >>> visits.to_df()
+         RULM  HFMSE
+    a_0  20.0   31.0
+    a_1  22.0    NaN
+    b_0  17.0    NaN
+    """
+    if not isinstance(df, pd.DataFrame):
+        msg = f"df must be a pandas DataFrame with one row per measurement; it is {type(df).__name__}."
+        raise TypeError(msg)
+    table = isinstance(baseline, pd.DataFrame)
+    names = list(baseline.columns) if table else [baseline] if isinstance(baseline, str) else list(baseline)
+    _check_columns(df, [subject, time, item, value, *([] if table else names)])
+    taken = {subject, time} & set(map(str, names))
+    if taken:
+        msg = f"baseline has {taken.pop()!r}, which is the subject or the time. Leave it out."
+        raise ValueError(msg)
+    who = df[subject].astype(str)
+    when = df[time]
+    if not pd.api.types.is_numeric_dtype(when.dtype):
+        try:
+            when = pd.to_datetime(when)
+        except (ValueError, TypeError) as error:
+            msg = f"{time!r} holds {when.iloc[0]!r}, neither a number nor a date. Convert it first."
+            raise ValueError(msg) from error
+    values = _numbers(df, value, who)
+    long = pd.DataFrame({"subject": who, "time": when, "item": df[item].astype(str), "value": values})
+    twice = long.duplicated(["subject", "time", "item"])
+    if twice.any():
+        first = long[twice].iloc[0]
+        msg = (
+            f"{subject} {first['subject']!r} has {first['item']!r} twice at {first['time']} ({int(twice.sum())} such rows). "
+            "Keep one, or average them."
+        )
+        raise ValueError(msg)
+    subjects, items = pd.unique(long["subject"]), pd.unique(long["item"])
+    long["subject"] = pd.Categorical(long["subject"], categories=subjects)
+    wide = long.pivot(index=["subject", "time"], columns="item", values="value")[list(items)].sort_index()
+    rows = wide.index.to_frame(index=False)
+    obs = pd.DataFrame({subject: pd.Categorical(rows["subject"], categories=subjects)})
+    times = rows["time"]
+    obs[time] = times.astype(float) if pd.api.types.is_numeric_dtype(times.dtype) else times.map(pd.Timestamp.isoformat)
+    known = baseline.set_axis(baseline.index.astype(str)) if table else _constant(df, who, names, subject)
+    lacking = [name for name in subjects if name not in known.index] if names else []
+    if lacking:
+        msg = f"baseline has no row for {subject} {lacking[0]!r} ({len(lacking)} subjects). Its index must hold all subjects."
+        raise ValueError(msg)
+    if not known.index.is_unique:
+        msg = f"baseline has several rows for {subject} {known.index[known.index.duplicated()][0]!r}. Keep one."
+        raise ValueError(msg)
+    for name in names:
+        obs[str(name)] = known.loc[rows["subject"].astype(str), name].to_numpy()
+    visit = rows.groupby("subject", observed=True).cumcount()
+    obs.index = [f"{name}_{number}" for name, number in zip(rows["subject"], visit, strict=True)]
+    return AnnData(X=wide.to_numpy(dtype=float), obs=obs, var=pd.DataFrame(index=pd.Index(items).astype(str)))
+
+
+def _check_columns(df: pd.DataFrame, wanted: list[str]) -> None:
+    for name in wanted:
+        if name not in df.columns:
+            msg = f"The table has no column {name!r}; it has {', '.join(map(str, df.columns))}."
+            raise KeyError(msg)
+    for name in wanted[:3]:
+        missing = df[name].isna()
+        if missing.any():
+            row = int(np.flatnonzero(missing)[0])
+            msg = f"{name!r} is missing in {int(missing.sum())} rows, first in row {row}. Fill it in, or drop them."
+            raise ValueError(msg)
+    if not len(df):
+        msg = "The table has no rows, so that there are no visits to make."
+        raise ValueError(msg)
+
+
+def _numbers(df: pd.DataFrame, value: str, who: pd.Series) -> pd.Series:
+    numbers = pd.to_numeric(df[value], errors="coerce")
+    lost = numbers.isna() & df[value].notna()
+    if lost.any():
+        row = int(np.flatnonzero(lost)[0])
+        msg = f"{value!r} holds {df[value].iloc[row]!r} ({who.iloc[row]!r}, row {row}), which is no number. Code it as one."
+        raise TypeError(msg)
+    return numbers.astype(float)
+
+
+def _constant(df: pd.DataFrame, who: pd.Series, names: list[str], subject: str) -> pd.DataFrame:
+    for name in names:
+        several = df[name].groupby(who.to_numpy()).nunique(dropna=False) > 1
+        if several.any():
+            msg = f"{name!r} changes within {subject} {several.index[several][0]!r}. A baseline is constant: use its first value."
+            raise ValueError(msg)
+    return df[names].set_axis(who)[~who.duplicated().to_numpy()]
