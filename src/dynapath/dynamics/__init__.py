@@ -9,7 +9,7 @@ from .increments import IncrementDynamics
 from .linear import flow, moments, noise_covariance, propagator, velocity
 from .mixture import LinearMixture, Marginals, marginal_log_prob
 from .project_velocity import project_velocity
-from .solve import solve
+from .trajectory import solve
 
 __all__ = [
     "Alternatives",

@@ -1,6 +1,7 @@
 """Figures. They read what a fit wrote, draw it, and return the Axes."""
 
 from ._backtest import backtest
+from ._elephant import elephant
 from ._gene_trajectories import gene_trajectories
 from ._group_proportions import group_proportions
 from ._heldout import heldout
@@ -18,6 +19,7 @@ from ._velocity_embedding import velocity_embedding
 
 __all__ = [
     "backtest",
+    "elephant",
     "gene_trajectories",
     "group_proportions",
     "heldout",

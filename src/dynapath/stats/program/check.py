@@ -218,10 +218,12 @@ def _check_slopes(problem: Problem, points: list[Tensor], found: list[tuple[Tens
 def _explain(error: BaseException, problem: Problem) -> NoReturn:
     """What torch says in terms of vmap, in terms of the program."""
     text = str(error)
+    if text.startswith("program returns"):
+        raise error
     line = _line_of(error)
     place = f" The line is: {line}" if line else ""
     lowered = text.lower()
-    if "data-dependent control flow" in lowered or "bool" in lowered and "vmap" in lowered:
+    if "data-dependent control flow" in lowered:
         msg = (
             "The program branches in Python (if, while, and, or, max) on a value that differs between units, but all units are "
             f"computed at once.{place} Write torch.where(condition, this, that) instead of if; loop a fixed number of "
@@ -256,8 +258,6 @@ def _explain(error: BaseException, problem: Problem) -> NoReturn:
         names = ", ".join(problem.parameters.names)
         msg = f"The program asks for {text}, which is not in params; there are {names}.{place}"
         raise KeyError(msg) from error
-    if text.startswith("program returns"):
-        raise error
     msg = (
         f"The program fails at the starting values: {type(error).__name__}: {text}{place} One unit's data have the shapes "
         f"{problem.arguments.shapes()}."
@@ -270,6 +270,6 @@ def _line_of(error: BaseException) -> str:
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not any(part in frame.filename.replace("\\", "/") for part in ("/torch/", "/stats/program/", "<frozen"))
+        if not any(part in frame.filename.replace("\\", "/") for part in ("/torch/", "/dynapath/stats/", "<frozen"))
     ]
     return f"{own[-1].line} ({own[-1].name}, line {own[-1].lineno})." if own and own[-1].line else ""

@@ -6,8 +6,8 @@ loss, and rises after one that did not or where the matrix is not positive defin
 slowly; the secant through the last two of them tells where they lead (Anderson 1965, doi:10.1145/321296.321305, with one
 step of memory). Units that have converged leave the batch.
 
-A unit has converged when a step promises to lower its loss by no more than 1e-12 of it, some 1e-6 standard errors, or
-moves no number by more than 1e-10 of its size.
+A unit has converged when a step promises to lower its loss by no more than 1e-12 of it (1e-14 of a likelihood), some 1e-6
+standard errors, or moves no number by more than 1e-10 of its size.
 """
 
 from __future__ import annotations
@@ -90,11 +90,14 @@ def minimise(
     factor = torch.full_like(damping, 2.0)
     alive = torch.isfinite(seen.f)
     before = None  # the step before, and how far it was gone
+    # Newton's steps square the error, so the last one costs little.
+    least = _LEAST_DECREASE * (1.0 if problem.kind == "residuals" else 0.01)
     for _ in range(max_iter):
         step, promise, definite = _step(seen, damping, hold)
-        small = (promise <= _LEAST_DECREASE * seen.f.abs()) | (step.abs() <= _LEAST_STEP * (x.abs() + 1e-6)).all(1)
+        small = promise <= least * seen.f.abs()
+        small |= (step.abs() <= _LEAST_STEP * (x.abs() + 1e-2 * x.abs().amax(1, keepdim=True))).all(1)
         if problem.kind != "residuals":
-            small |= promise <= _LEAST_DECREASE
+            small |= promise <= least
         # Damping makes steps short too: only an almost undamped one is evidence.
         done = alive & definite & small & (damping <= 1e-2)
         stuck = alive & (damping >= _HIGHEST)

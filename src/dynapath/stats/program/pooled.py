@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynapath.stats.increment.errors import covariance_of as pooled_covariance_of
+from dynapath.stats.increment.errors import spreads_of
 from dynapath.stats.increment.estimate import Estimate as PooledEstimate
 from dynapath.stats.increment.estimate import eliminated
 from dynapath.stats.pooling import Pooled, VariancePrior, pool
@@ -150,13 +151,15 @@ def estimate_pooled(
     shared = Shared(modes, mean, None, spread, None, sigma2, rounds)
     if se is None:
         return found, shared
-    known = PooledEstimate(
-        np.nan_to_num(u), status, n_iter, sigma2, pooled, used, np.where(used, weight, 0.0), by_likelihood, rounds
-    )
-    covariance, of_means = pooled_covariance_of(None, modes, known, se, parts=_parts(problem, found, se, sigma2))
+    known = PooledEstimate(np.nan_to_num(u), status, n_iter, sigma2, pooled, used, weight, by_likelihood, rounds)
+    expanded = _Expanded(problem)
+    # How uncertain the spread over units is belongs to the errors.
+    spreads = spreads_of(expanded, modes, known) if (modes == "partial").any() else None
+    parts = _parts(problem, found, se, sigma2)
+    covariance, of_means = pooled_covariance_of(expanded, modes, known, se, parts=parts, spreads=spreads)
     mean_covariance = np.full((k, k), np.nan)
     mean_covariance[np.ix_(~single, ~single)] = of_means
-    covariance[np.ix_(status == MAX_ITER)] = np.nan
+    covariance[status == MAX_ITER] = np.nan
     return found, replace(shared, mean_covariance=mean_covariance, covariance=covariance)
 
 
@@ -261,12 +264,13 @@ def _precision(spread: NDArray, uncertainty: NDArray) -> NDArray:
 
 
 def _unchanged(now: Pooled, before: Pooled) -> bool:
-    size = np.abs(now.mean) + np.sqrt(np.diag(now.mean_covariance))
+    """The mean beside its own error, and the spread. Flat likelihoods of the spread are not searched to the last digit."""
     spread = np.sqrt(np.diag(now.covariance))
     if not spread.any():
+        size = np.abs(now.mean) + np.sqrt(np.diag(now.mean_covariance))
         return bool((np.abs(now.mean - before.mean) <= 1e-9 * size).all())
-    moved = np.abs(now.mean - before.mean) <= 1e-5 * size
-    return bool(moved.all() and (np.abs(spread - np.sqrt(np.diag(before.covariance))) <= 1e-4 * (spread + size)).all())
+    moved = np.abs(now.mean - before.mean) <= 0.01 * np.sqrt(np.diag(now.mean_covariance))
+    return bool(moved.all() and (np.abs(spread - np.sqrt(np.diag(before.covariance))) <= 0.01 * spread + 1e-12).all())
 
 
 def _parts(problem: Problem, found: Found, se: str, sigma2: NDArray) -> tuple[NDArray, NDArray]:

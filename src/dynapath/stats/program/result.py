@@ -468,11 +468,13 @@ def _delta(parameters: Parameters, free: NDArray, covariance: NDArray) -> NDArra
     # A number without an error must not take those of others with it.
     unknown = np.isnan(np.einsum("ukk->uk", covariance))
     out = D @ np.where(np.isnan(covariance), 0.0, covariance) @ np.swapaxes(D, 1, 2)
-    lost = (np.abs(D) * unknown[:, None, :]).sum(2) > 0
-    lost |= unknown.all(1)[:, None]
-    owner = parameters.element_owner
-    for j, name in enumerate(parameters.owner):
-        lost |= unknown[:, j, None] & (owner == name) & (D[:, :, j] != 0)
+    lost = np.zeros(out.shape[:2], dtype=bool)
+    for name, constraint in parameters.constraints.items():
+        free, element = parameters.owner == name, parameters.element_owner == name
+        if constraint.elementwise:
+            lost[:, element] = unknown[:, free]
+        else:
+            lost[:, element] = unknown[:, free].any(1, keepdims=True)
     return np.where(lost[:, :, None] | lost[:, None, :], np.nan, out)
 
 
