@@ -155,10 +155,12 @@ class StateSpace(nn.Module):
         values: Float[Tensor, "subject visit item"],
         n_visits: Tensor,
         system: System,
+        keep: list[Belief] | None = None,
     ) -> tuple[Float[Tensor, "member subject"], Belief]:
         """Log-likelihood of each subject's visits, and the belief after its last.
 
-        Subjects must come in the order of falling `n_visits`, so that those who are done can be left behind.
+        Subjects must come in the order of falling `n_visits`, so that those who are done can be left behind. Beliefs after
+        every visit are appended to `keep`, about the subjects who have that visit.
         """
         observed = torch.isfinite(values)
         values = torch.nan_to_num(values)
@@ -175,6 +177,8 @@ class StateSpace(nn.Module):
                 belief = self.carry(belief, system.first(n), times[:n, visit] - times[:n, visit - 1])
             belief, term = self.update(belief, values[:n, visit], observed[:n, visit])
             log_prob = log_prob + pad(term, (0, n_subjects - n))
+            if keep is not None:
+                keep.append(belief)
         else:
             done.append(belief)
         done.reverse()

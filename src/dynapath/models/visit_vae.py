@@ -28,7 +28,7 @@ TERMS = ("reconstruction", "kl", "prediction", "consistency", "decoder")
 
 
 class Batch(NamedTuple):
-    """Visits of some subjects, as tensors; `values` are 0 where not observed."""
+    """Visits of some subjects, as tensors; `values` where not observed are their means."""
 
     times: Float[Tensor, "subject visit"]
     values: Float[Tensor, "subject visit item"]
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.log_var = Linears(n_members, n_hidden, n_latent, generator)
 
     def forward(self, values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Items that were not measured enter as 0, their mean, with a flag."""
+        """Items that were not measured enter as their mean, with a flag."""
         h = 1 + torch.tanh(self.hidden(torch.cat([values, (~observed).to(values.dtype)], -1)[None]))
         return self.mean(h), -torch.relu(self.log_var(h))
 
@@ -181,7 +181,7 @@ class VisitVAE(nn.Module):
         if self.bernoulli.any():
             binary = -binary_cross_entropy_with_logits(out, values.expand_as(out), reduction="none")
             gaussian = torch.where(self.bernoulli, binary, gaussian)
-        return (gaussian * observed).sum(-1)
+        return torch.where(observed, gaussian, 0.0).sum(-1)
 
     def forward(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Float[Tensor, "member subject"]]:
         """The terms of the loss; `noise` (member, subject, visit, latent) draws the states, None takes their means."""

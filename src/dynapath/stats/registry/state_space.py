@@ -1,11 +1,9 @@
-"""The latent dynamics that forecast: fitting the state-space model to visits, and forecasts from a subject's history."""
+"""The latent dynamics that forecast: the state-space model, fitted to visits."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +11,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from dynapath.models.state_space import StateSpace
+from dynapath.models.visit_forecast import FittedStateSpace, state_space_tensors
+from dynapath.models.visit_scale import Scale
 
-from .scale import Scale
 from .visits import Visits
 
 MOST_STATES = 16
@@ -59,7 +58,7 @@ class StateSpaceForecaster:
             jitter=0.1,
             generator=generator,
         )
-        history = self._train(model, _tensors(scale.apply(visits)), generator)
+        history = self._train(model, state_space_tensors(scale.apply(visits)), generator)
         best = int(np.argmin(history[-1]))
         return FittedStateSpace(_member(model, best), scale, visits.items, visits.kinds, visits.covariates, history)
 
@@ -93,79 +92,6 @@ class StateSpaceForecaster:
             schedule.step()
             history.append(loss.detach().numpy().copy())
         return np.array(history)
-
-
-@dataclass(frozen=True)
-class FittedStateSpace:
-    """Fitted dynamics; forecasts read a subject's history and baseline, and nothing else."""
-
-    model: StateSpace
-    scale: Scale
-    items: tuple[str, ...]
-    kinds: tuple[str, ...]
-    covariates: tuple[str, ...]
-    history: Float[NDArray, "step member"]
-
-    def predict(
-        self, history: Visits, times: Float[NDArray, "subject ahead"]
-    ) -> tuple[Float[NDArray, "subject ahead item"], Float[NDArray, "subject ahead item"]]:
-        """Mean and standard deviation of new measurements at `times`, not before a subject's last visit.
-
-        Raises
-        ------
-        ValueError : for a time before the last visit of the history.
-        """
-        wanted = np.isfinite(times)
-        ahead = np.where(wanted, times - history.last_time()[:, None], 0.0)
-        if (ahead < 0).any():
-            row, column = np.argwhere(ahead < 0)[0]
-            msg = (
-                f"Subject {history.subjects[row]!r} is to be forecast at time {times[row, column]:g}, before its last visit "
-                f"at {history.last_time()[row]:g}. Give a history that ends earlier."
-            )
-            raise ValueError(msg)
-        scaled, values, n_visits, baseline = _tensors(self.scale.apply(history), order := _falling(history))
-        ahead = torch.from_numpy(ahead / self.scale.gap)[order]
-        with torch.no_grad():
-            system = self.model.system(baseline)
-            _, belief = self.model.filter(scaled, values, n_visits, system)
-            forecasts = [self.model.read(self.model.carry(belief, system, ahead[:, j])) for j in range(ahead.shape[1])]
-        shape = (*times.shape, len(self.items))
-        mean, sd = np.full(shape, np.nan), np.full(shape, np.nan)
-        for j, (m, v) in enumerate(forecasts):
-            mean[order, j], sd[order, j] = m[0].numpy(), v[0].sqrt().numpy()
-        mean, sd = self.scale.restore(mean, sd)
-        # A Bernoulli item is treated as a number: its mean is a probability only once it is kept within bounds.
-        binary = np.array([kind == "bernoulli" for kind in self.kinds])
-        mean[..., binary] = mean[..., binary].clip(0.01, 0.99)
-        sd[..., binary] = np.sqrt(mean[..., binary] * (1 - mean[..., binary]))
-        return np.where(wanted[..., None], mean, np.nan), np.where(wanted[..., None], sd, np.nan)
-
-    def to_arrays(self) -> dict[str, Any]:
-        """Everything that a forecast needs, as arrays."""
-        network = {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
-        return {"network": network, "scale": self.scale.to_arrays(), "history": self.history}
-
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, Any], items: tuple[str, ...], kinds: tuple[str, ...], covariates: tuple[str, ...]
-    ) -> FittedStateSpace:
-        """The model that `to_arrays` was called on."""
-        network = {name: torch.as_tensor(np.asarray(value)) for name, value in arrays["network"].items()}
-        model = StateSpace(len(items), len(covariates), network["rate"].shape[1])
-        model.load_state_dict(network)
-        return cls(model, Scale.from_arrays(arrays["scale"]), items, kinds, covariates, np.asarray(arrays["history"]))
-
-
-def _falling(visits: Visits) -> NDArray[np.int64]:
-    return np.argsort(-visits.n_visits, kind="stable")
-
-
-def _tensors(visits: Visits, order: NDArray[np.int64] | None = None) -> tuple[torch.Tensor, ...]:
-    """Times, values, numbers of visits and baseline, those with most visits first."""
-    order = _falling(visits) if order is None else order
-    arrays = (visits.times, visits.values, visits.n_visits, visits.baseline)
-    return tuple(torch.from_numpy(np.ascontiguousarray(array[order])) for array in arrays)
 
 
 def _member(model: StateSpace, index: int) -> StateSpace:

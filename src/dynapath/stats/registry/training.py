@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from dynapath.models.visit_vae import TERMS, Batch, VisitVAE
 
-from .visits import Visits
-
 WEIGHTS = {"reconstruction": 1.0, "kl": 0.5, "prediction": 1.0, "consistency": 1.0, "decoder": 0.01}
 
 
@@ -37,17 +35,6 @@ class Schedule:
     lr: float = 4.5e-3
     batch_size: int | None = None
     weight_decay: float = 1.0
-
-
-def batch_of(visits: Visits) -> Batch:
-    """Scaled visits as tensors; what was not measured is 0, the mean."""
-    return Batch(
-        times=torch.from_numpy(visits.times).float(),
-        values=torch.from_numpy(np.nan_to_num(visits.values)).float(),
-        observed=torch.from_numpy(visits.observed),
-        present=torch.from_numpy(visits.present),
-        baseline=torch.from_numpy(visits.baseline).float(),
-    )
 
 
 def train(
