@@ -52,11 +52,26 @@ def test_the_prior_is_flat_in_standard_deviations_and_correlations(k):
     for _ in range(4):
         x = 0.5 * rng.standard_normal(k * (k + 1) // 2)
         J = np.array([(natural(x + 1e-5 * e) - natural(x - 1e-5 * e)) / 2e-5 for e in np.eye(len(x))])
-        value, slope = _log_prior(x, k)
+        value, _ = _log_prior(x, k, np.full(k, np.inf))
         gaps.append(np.linalg.slogdet(J)[1] - value)
-        numeric = [(_log_prior(x + 1e-6 * e, k)[0] - _log_prior(x - 1e-6 * e, k)[0]) / 2e-6 for e in np.eye(len(x))]
-        np.testing.assert_allclose(slope, numeric, atol=1e-7)
     np.testing.assert_allclose(gaps, gaps[0], atol=1e-7)
+
+
+def test_the_slope_of_the_prior_is_exact_and_ends_below_the_flat_one():
+    x, widest = np.array([0.3, -0.5, 2.0, 0.4, -0.3, 0.2]), np.array([2.0, 1.0, 3.0])
+    _, slope = _log_prior(x, 3, widest)
+    numeric = [(_log_prior(x + h, 3, widest)[0] - _log_prior(x - h, 3, widest)[0]) / 2e-6 for h in 1e-6 * np.eye(6)]
+    np.testing.assert_allclose(slope, numeric, atol=1e-7)
+    _, far = _log_prior(x + [40, 40, 40, 0, 0, 0], 3, widest)
+    np.testing.assert_allclose(far[:3], -1.0)
+
+
+@pytest.mark.parametrize("n_units", [2, 3, 4])
+def test_few_units_leave_wide_spreads_but_finite_ones(n_units):
+    parts = units(n_units, k=3, spread=1.0)
+    found, covariances = drawn(parts, k=3)
+    assert np.isfinite(covariances).all()
+    assert (np.median(covariances[:, [0, 1, 2], [0, 1, 2]], axis=0) > 0.1 * np.diag(found.covariance)).all()
 
 
 @pytest.mark.parametrize("known", [[np.nan] * 3, [np.nan, 0.2, np.nan], [0.1, 0.2, 0.3]])

@@ -6,11 +6,12 @@ posterior of Sigma they are right (Morris 1983, doi:10.1080/01621459.1983.104779
 doi:10.1080/01621459.1989.10478825):
 
     p(Sigma | data)  ~  restricted likelihood  x  prior,   prior flat in standard deviations and correlations
-                                                           (Gelman 2006, doi:10.1214/06-BA117A)
 
-It is sampled with weights, from a t distribution around its mode, in logarithms of the standard deviations and Fisher's
-z of the partial correlations of which a correlation matrix can be made (Lewandowski, Kurowicka and Joe 2009,
-doi:10.1016/j.jmva.2009.04.008). Low-discrepancy points make it reproducible without a seed.
+Few units would leave standard deviations without an upper end, so the prior of each falls off like a half-Cauchy
+distribution, far above its estimate (Gelman 2006, doi:10.1214/06-BA117A). The posterior is sampled with weights, from a
+t distribution around its mode, in logarithms of the standard deviations and Fisher's z of the partial correlations of
+which a correlation matrix can be made (Lewandowski, Kurowicka and Joe 2009, doi:10.1016/j.jmva.2009.04.008).
+Low-discrepancy points make it reproducible without a seed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _LEVEL = 0.25  # share of the points that must count in a search
 _DF = 5.0  # of the proposal: heavier tails than the posterior, whose logarithm falls off linearly
 # The proposal's standard deviation in a direction without curvature.
 _WIDEST = 1.5
+_FAR = 10.0  # how far above estimate and typical error the prior of a standard deviation begins to fall off
+_LARGEST = 50.0  # logarithm of a standard deviation beyond which numbers overflow; nothing has weight there
 
 
 def possible_spreads(
@@ -65,16 +68,18 @@ def possible_spreads(
         value, score, _ = model.restricted_likelihood(L, 0.0)
         slope = 2.0 * score @ L
         gradient = np.array([(slope * moved).sum() for moved in _slopes(root, x)])
-        prior, prior_slope = _log_prior(x, k)
+        prior, prior_slope = _log_prior(x, k, widest)
         return -value - prior, -gradient - prior_slope
 
-    start = _start(found.covariance[np.ix_(places, places)] / scale[places, None] / scale[places], typical)
+    estimated = found.covariance[np.ix_(places, places)] / scale[places, None] / scale[places]
+    widest = _FAR * (np.sqrt(np.diag(estimated)) + typical)
+    start = _start(estimated, typical)
     mode = minimize(minus_log, start, jac=True, method="BFGS", options={"maxiter": 200, "gtol": 1e-4}).x
     center, factor = mode, _factor(lambda x: minus_log(x)[1], mode)
     for n_points in _POINTS:
         x, log_proposal = _proposed(center, factor, n_points)
         log_weight = model.values(np.array([root(one) for one in x])) - log_proposal
-        log_weight += [_log_prior(one, k)[0] for one in x]
+        log_weight += [_log_prior(one, k, widest)[0] for one in x]
         center, factor = _moments(x, log_weight)
     weight = _weights(log_weight)
     chosen = np.searchsorted(np.cumsum(weight), (np.arange(n_spreads) + 0.5) / n_spreads).clip(max=len(x) - 1)
@@ -91,15 +96,16 @@ def root_from(x: Float[NDArray, " parameter"], k: int) -> Float[NDArray, "k k"]:
     for j in range(k):
         L[j:, j] = np.where(np.arange(j, k) == j, 1.0, z[j:, j]) * np.sqrt(left[j:])
         left = left * (1.0 - z[:, j] ** 2)
-    return np.exp(x[:k])[:, None] * L
+    return np.exp(np.minimum(x[:k], _LARGEST))[:, None] * L
 
 
-def _log_prior(x: NDArray, k: int) -> tuple[float, NDArray]:
-    """Flat in standard deviations and over correlation matrices, in the coordinates x; with its slope."""
+def _log_prior(x: NDArray, k: int, widest: NDArray) -> tuple[float, NDArray]:
+    """Flat in standard deviations far below `widest` and over correlation matrices, in the coordinates x; its slope."""
     z = np.tanh(x[k:])
     power = 0.5 * (k - np.tril_indices(k, -1)[1])
-    value = x[:k].sum() + (power * np.log(np.maximum(1.0 - z**2, 1e-300))).sum()
-    return float(value), np.concatenate([np.ones(k), -2.0 * power * z])
+    wide = (np.exp(np.minimum(x[:k], _LARGEST)) / widest) ** 2
+    value = x[:k].sum() - np.log1p(wide).sum() + (power * np.log(np.maximum(1.0 - z**2, 1e-300))).sum()
+    return float(value), np.concatenate([1.0 - 2.0 * wide / (1.0 + wide), -2.0 * power * z])
 
 
 def _slopes(root: Callable[[NDArray], NDArray], x: NDArray) -> list[NDArray]:

@@ -175,3 +175,9 @@ def test_a_spread_that_is_estimated_as_small_does_not_make_intervals_certain(see
     spread, of_mean = found.dynamics.spread[0, 0], found.dynamics.mean_covariance[0, 0]
     assert np.sqrt(spread) < 0.05
     assert (found.se[:, 0] ** 2 > of_mean + spread + 0.1**2).all()
+
+
+def test_two_units_are_enough_for_errors_of_partially_pooled_coefficients(panel):
+    found = fit(panel.take(np.arange(2)), pooling="partial", se="hessian")
+    assert np.isfinite(found.se).all()
+    assert np.isfinite(found.dynamics.mean_covariance).all()
