@@ -1,0 +1,129 @@
+"""Fits of latent dynamics of visits: the model, the parameters of subjects, and the terms of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dynapath._keys import LatentDynamicsKeys
+from dynapath.read.visits import ReadVisits, Schema, read_new_visits
+from dynapath.write import LATENT_DYNAMICS
+
+from ._fits import strings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from dynapath.models.visit_forecast import FittedStateSpace, FittedVisitVAE
+
+
+@dataclass(frozen=True)
+class VisitModel:
+    """A fitted model of visits, with how it reads an AnnData.
+
+    `read(adata)` gives the visits of any subjects, coded as in the fit; `fitted` describes and predicts such visits.
+    """
+
+    fitted: FittedVisitVAE | FittedStateSpace
+    schema: Schema
+
+    def read(self, adata: AnnData) -> ReadVisits:
+        """Visits with the items, levels and centring of the fit."""
+        return read_new_visits(adata, self.schema)
+
+
+def visit_fit(adata: AnnData, key: str = "latent_dynamics") -> Mapping[str, Any]:
+    """What a fit of latent dynamics left in `uns[key]`."""
+    fit = adata.uns.get(key)
+    if not isinstance(fit, Mapping) or fit.get("kind") != LATENT_DYNAMICS:
+        fits = [n for n, v in adata.uns.items() if isinstance(v, Mapping) and v.get("kind") == LATENT_DYNAMICS]
+        found = f"fits present: {', '.join(fits)}" if fits else "there is no such fit in this AnnData"
+        msg = f"uns has no latent dynamics under {key!r}; {found}. Run dp.stats.fit_latent_dynamics(adata, ...) first."
+        raise KeyError(msg)
+    return fit
+
+
+def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any = None) -> VisitModel:
+    """The fitted model, built again from the arrays in `uns[key]`.
+
+    Parameters
+    ----------
+    adata
+        The AnnData that was fitted, a copy or a subset.
+    key
+        `key_added` of the fit.
+    dynamics
+        The dynamics given to the fit, if they were an object of your own.
+
+    Returns
+    -------
+    VisitModel : `read(adata)` reads visits of any subjects as the fit did, `fitted.predict(history, times)` forecasts.
+
+    Raises
+    ------
+    KeyError : if there is no fit under `key`.
+    ValueError : if the fit had dynamics of your own and these are not given.
+    """
+    import torch
+
+    from dynapath.dynamics.named import dynamics_by_name
+    from dynapath.models._random import isolated_seed
+    from dynapath.models.visit_forecast import FittedStateSpace, FittedVisitVAE
+    from dynapath.models.visit_vae import VisitVAE
+
+    fit = visit_fit(adata, key)
+    params, state = fit["params"], fit["state"]
+    schema = Schema.from_arrays(params["schema"])
+    covariates = tuple(strings(params["covariates"]))
+    names = (schema.items, schema.kinds, covariates)
+    if params["model"] == FittedStateSpace.kind:
+        return VisitModel(FittedStateSpace.from_arrays(state, *names), schema)
+    if params["dynamics"] == "own" and dynamics is None:
+        msg = f"The fit {key!r} has dynamics of your own. Give them again: dp.get.visit_model(adata, {key!r}, dynamics=...)."
+        raise ValueError(msg)
+    with isolated_seed(0):
+        if params["dynamics"] != "own":
+            dynamics = dynamics_by_name(str(params["dynamics"]), int(params["n_latent"]), offset=bool(params["offset"]))
+        model = VisitVAE(
+            len(schema.items),
+            len(covariates),
+            dynamics,
+            bernoulli=torch.tensor([kind == "bernoulli" for kind in schema.kinds]),
+            estimator=str(params["estimator"]),
+            linear_decoder=bool(params["linear_decoder"]),
+            width=float(params["width"]),
+        )
+    return VisitModel(FittedVisitVAE.from_arrays(state, model.requires_grad_(False), *names), schema)
+
+
+def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
+    """Parameters of the dynamics of each subject, one row per subject.
+
+    Parameters
+    ----------
+    adata
+        With a fit of :func:`dynapath.stats.fit_latent_dynamics`, or a subset of its visits.
+    key
+        `key_added` of the fit.
+
+    Returns
+    -------
+    DataFrame indexed by subject: the parameters, per unit of time (`A11` row 1 column 1 of A, `b1`; `rate1`, `drift1` with
+    process noise), and `n_visits`. Rates are not identified, see :func:`dynapath.stats.fit_latent_dynamics`.
+
+    Raises
+    ------
+    KeyError : if there is no such fit.
+    """
+    params = visit_fit(adata, key)["params"]
+    theta = np.asarray(adata.obsm[LatentDynamicsKeys(key).theta], dtype=float)
+    subject_key = str(params["schema"]["subject_key"])
+    subject = adata.obs[subject_key].astype(str).to_numpy()
+    table = pd.DataFrame(theta, columns=strings(params["param_names"]), index=pd.Index(subject, name=subject_key))
+    n_visits = table.groupby(level=0, sort=False).size()
+    table = table[~table.index.duplicated()]
+    return table.assign(n_visits=n_visits.loc[table.index].to_numpy())
