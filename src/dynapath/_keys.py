@@ -231,6 +231,53 @@ class EstimateKeys:
         return self.status, self.loss, self.n
 
 
+@dataclass(frozen=True)
+class LatentDynamicsKeys:
+    """Slots of a fit of latent dynamics of visits, all derived from `key_added`."""
+
+    key: str = "latent_dynamics"
+
+    @property
+    def latent(self) -> str:
+        """`obsm`: state at each visit."""
+        return f"X_{self.key}"
+
+    @property
+    def encoded(self) -> str:
+        """`obsm`: what the visit says by itself."""
+        return f"{self.key}_encoded"
+
+    @property
+    def std(self) -> str:
+        """`obsm`: standard deviation of the state."""
+        return f"{self.key}_std"
+
+    @property
+    def theta(self) -> str:
+        """`obsm`: parameters of the subject's dynamics."""
+        return f"{self.key}_theta"
+
+    @property
+    def fitted(self) -> str:
+        """`layers`: decoded states."""
+        return f"{self.key}_fitted"
+
+    @property
+    def obsm(self) -> tuple[str, ...]:
+        """All slots in `obsm`."""
+        return self.latent, self.encoded, self.std, self.theta
+
+    @property
+    def obs(self) -> tuple[str, ...]:
+        """No columns."""
+        return ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers."""
+        return (self.fitted,)
+
+
 def colors_key(column: str) -> str:
     """`uns`: colours of the categories of an `obs` column, as scanpy spells it."""
     return f"{column}_colors"

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from ._keys import DynamicKeys, EstimateKeys, IncrementKeys, VAEKeys, colors_key
+from ._keys import DynamicKeys, EstimateKeys, IncrementKeys, LatentDynamicsKeys, VAEKeys, colors_key
 
 SCHEMA = 1
 UNDETERMINED_BELOW = 0.6
@@ -20,6 +20,7 @@ UNDETERMINED_BELOW = 0.6
 KINDS = ("dynamic_vae", "group_dynamics")
 INCREMENT = "increment"
 VAE = "count_vae"
+LATENT_DYNAMICS = "latent_dynamics"
 ESTIMATE = "estimate"
 
 
@@ -31,7 +32,13 @@ def check_key_is_free(adata: AnnData, key: str, *, kinds: Sequence[str] = KINDS)
     previous = adata.uns.get(key)
     if isinstance(previous, Mapping) and previous.get("kind") in kinds:
         return
-    names = {INCREMENT: IncrementKeys, VAE: VAEKeys, ESTIMATE: EstimateKeys}.get(kinds[0], DynamicKeys)(key)
+    of_kind = {
+        INCREMENT: IncrementKeys,
+        VAE: VAEKeys,
+        ESTIMATE: EstimateKeys,
+        LATENT_DYNAMICS: LatentDynamicsKeys,
+    }
+    names = of_kind.get(kinds[0], DynamicKeys)(key)
     taken = [f"layers[{layer!r}]" for layer in getattr(names, "layers", ()) if layer in adata.layers]
     taken += [f"obsm[{slot!r}]" for slot in (*names.obsm, *getattr(names, "stages", ())) if slot in adata.obsm]
     taken += [f"obs[{column!r}]" for column in names.obs if column in adata.obs]
@@ -204,6 +211,30 @@ def write_estimate(
     if obs is not None:
         for slot, column in zip(names.obs, obs, strict=True):
             adata.obs[slot] = obs[column].array
+    adata.uns[key] = content
+
+
+def write_latent_dynamics(
+    adata: AnnData,
+    key: str,
+    *,
+    smooth: NDArray[np.floating],
+    encoded: NDArray[np.floating],
+    std: NDArray[np.floating],
+    theta: NDArray[np.floating],
+    fitted: NDArray[np.floating],
+    fit: Mapping[str, Any],
+) -> None:
+    """Write states, parameters and the fit itself; whatever stood under `key` before is removed first."""
+    names = LatentDynamicsKeys(key)
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "kind": LATENT_DYNAMICS, **fit})
+    for slots, stored in ((names.obsm, adata.obsm), (names.layers, adata.layers)):
+        for slot in slots:
+            if slot in stored:
+                del stored[slot]
+    adata.obsm[names.latent], adata.obsm[names.encoded] = smooth, encoded
+    adata.obsm[names.std], adata.obsm[names.theta] = std, theta
+    adata.layers[names.fitted] = fitted
     adata.uns[key] = content
 
 

@@ -7,6 +7,7 @@ from ._groups import alternatives, draws, dynamics, n_groups, observed_proportio
 from ._increment import increment_fit, increment_params
 from ._model import model
 from ._panel import long
+from ._visits import VisitModel, parameters, visit_fit, visit_model
 from ._vae import loadings, vae_slots
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "n_groups",
     "observed_genes",
     "observed_proportions",
+    "parameters",
     "restarts",
     "stages",
     "trajectories",
+    "visit_model",
 ]

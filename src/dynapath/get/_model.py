@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynapath.models._random import isolated_seed
-from dynapath.write import ESTIMATE, INCREMENT, VAE
+from dynapath.write import ESTIMATE, INCREMENT, LATENT_DYNAMICS, VAE
 
 from ._fits import fit_record, strings
 from ._groups import dynamics
 from ._increment import increments
 from ._stored import check_genes, plain
 from ._vae import count_vae
+from ._visits import VisitModel, visit_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def model(
     adata: AnnData, key: str = "dynvae"
-) -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics | CountVAE | LinearCountVAE:
+) -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics | CountVAE | LinearCountVAE | VisitModel:
     """The fitted model, built again from the arrays in `uns[key]`.
 
     Parameters
@@ -40,6 +41,7 @@ def model(
     A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with several members a
     :class:`dynapath.models.Ensemble` of them; for a fit with `use_rep` its :class:`dynapath.dynamics.GroupDynamics`.
     For a fit of :func:`dynapath.tl.fit_vae` its :class:`dynapath.models.CountVAE` or `LinearCountVAE` on these cells.
+    For a fit of latent dynamics of visits a `VisitModel`, as from :func:`visit_model`.
     For a fit of the increment model its :class:`dynapath.dynamics.IncrementDynamics`, with the units of this AnnData.
 
     Raises
@@ -50,6 +52,8 @@ def model(
     stored = adata.uns.get(key)
     if isinstance(stored, Mapping) and stored.get("kind") == INCREMENT:
         return increments(adata, key)
+    if isinstance(stored, Mapping) and stored.get("kind") == LATENT_DYNAMICS:
+        return visit_model(adata, key)
     if isinstance(stored, Mapping) and stored.get("kind") == VAE:
         return count_vae(adata, key)
     if isinstance(stored, Mapping) and stored.get("kind") == ESTIMATE:
