@@ -2,7 +2,7 @@
 
     python benchmarks/program_speed.py
 
-The program is y = a exp(-b t) + c at 10 times with noise of .02. All ways start in turn at the same values, in one process
+The program is y = a exp(-b t) + c at 8 times with noise of .02. All ways start in turn at the same values, in one process
 and one thread; those of scipy are timed on 300 units and extrapolated. They minimise the same sum of squares, with their
 default tolerances and numerical derivatives. Written out: seconds of CPU, the ratio, and the largest distance from the
 optimum of scipy at tolerances of 1e-15.
@@ -18,7 +18,7 @@ from scipy.optimize import curve_fit, least_squares, minimize
 
 import dynapath as dp
 
-N, T, TIMED, ROUNDS = 10_000, 10, 300, 3
+N, T, TIMED, ROUNDS = 10_000, 8, 300, 3
 t = np.linspace(0, 4, T)
 START = np.array([1.0, 1.0, 0.5])
 

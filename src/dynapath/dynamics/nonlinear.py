@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .solve import solve
+from .integrate import solve
 
 _STEPS = {"method": "rk4", "options": {"step_size": 0.05}}
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .fit import AT_BOUND, OK, Found
 from .problem import Problem
+from .small import invert
 
 
 def variance_of(problem: Problem, found: Found) -> Float[NDArray, " unit"]:
@@ -28,8 +29,11 @@ def variance_of(problem: Problem, found: Found) -> Float[NDArray, " unit"]:
 
 def covariance_of(problem: Problem, found: Found, kind: str) -> Float[NDArray, "unit k k"]:
     """Of the free numbers; NaN where there is none."""
-    H, M = curvature_and_scores(problem, found, kind)
     known = np.isin(found.status, (OK, AT_BOUND))
+    if kind != "sandwich" and known.all() and not found.fixed.any():
+        inverse = invert(torch.from_numpy(found.H)).numpy()
+        return variance_of(problem, found)[:, None, None] * inverse
+    H, M = curvature_and_scores(problem, found, kind)
     return _sandwich(H, M, known, found.fixed)
 
 
@@ -73,10 +77,7 @@ def _sandwich(H: NDArray, M: NDArray, known: NDArray[np.bool_], fixed: NDArray[n
     H, M = np.where(off, np.eye(k), H)[known], np.where(off, 0.0, M)[known]
     if not len(H):
         return out
-    # Curvatures of parameters differ by many orders of magnitude.
-    root = np.sqrt(np.einsum("ukk->uk", H))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        inverse = np.linalg.inv(H / root[:, :, None] / root[:, None]) / root[:, :, None] / root[:, None]
+    inverse = invert(torch.from_numpy(H)).numpy()
     found = inverse @ M @ inverse
     found[off[known]] = np.nan
     out[known] = found

@@ -15,7 +15,7 @@ from .check import seeded
 from .descend import adam, lbfgs
 from .newton import minimise
 from .problem import Expansion, Problem
-from .small import units_last
+from .small import relative_determinant, units_last
 
 Method = Literal["auto", "lm", "newton", "lbfgs", "adam"]
 METHODS = ("auto", "lm", "newton", "lbfgs", "adam")
@@ -26,6 +26,8 @@ MAX_ITER_OF = {"lm": 100, "newton": 100, "lbfgs": 1000, "adam": 2000}
 # More parameters than these make the Hessian the larger part of the work.
 _MANY = 60
 _INDEFINITE, _SINGULAR = -1e-7, 1e-11
+# Up to so many parameters determinants are cheaper than eigenvalues.
+_FEW = 8
 # Restarts count as the same optimum when their losses differ by no more than this share.
 _SAME = 1e-6
 
@@ -146,8 +148,13 @@ def count_rows(problem: Problem, start: Float[Tensor, "unit k"]) -> tuple[NDArra
             values = problem.values(start)
         n = (values != 0).sum(1).numpy()
         return n, n == 0
-    values, slopes = problem.jacobian(start)
-    n = ((values != 0) | (slopes != 0).any(1)).sum(1).numpy()
+    values = problem.values(start)
+    counts = values != 0
+    doubtful = torch.nonzero(~counts.all(1))[:, 0]
+    if len(doubtful):
+        _, slopes = problem.take(doubtful).jacobian(start[doubtful])
+        counts[doubtful] |= (slopes != 0).any(1)
+    n = counts.sum(1).numpy()
     return n, n == 0
 
 
@@ -166,14 +173,12 @@ def judge(
     fixed = problem.parameters.at_bound(u)
     if H is not None:
         finite = np.isfinite(H).all((1, 2))
-        clean = np.where(finite[:, None, None], H, np.eye(k))
-        diagonal = np.einsum("ukk->uk", clean)
-        flat = (diagonal == 0) | ~np.isfinite(diagonal)
-        root = np.sqrt(np.where(flat, 1.0, np.abs(diagonal)))
-        scaled = clean / root[:, :, None] / root[:, None]
-        # What is at its bound is fixed, and no longer asked for.
-        scaled = np.where(fixed[:, :, None] | fixed[:, None, :], np.eye(k), scaled)
-        least = np.linalg.eigvalsh(scaled)[:, 0]
+        least = np.ones(len(u))
+        # Eigenvalues are needed only where there is doubt.
+        doubtful = fixed.any(1) | ~finite | (k > _FEW)
+        if k <= _FEW:
+            doubtful |= ~(relative_determinant(torch.from_numpy(H)).numpy() > 10 * _SINGULAR)
+        least[doubtful] = _least_eigenvalue(H[doubtful], fixed[doubtful], finite[doubtful])
         short = (n < k - fixed.sum(1)) & (problem.kind == "residuals")
         status[finite & ((least < _SINGULAR) | short)] = RANK_DEFICIENT
         status[finite & (least < _INDEFINITE)] = INDEFINITE
@@ -181,6 +186,17 @@ def judge(
     status[fixed.any(1) & np.isin(status, (OK, MAX_ITER))] = AT_BOUND
     status[empty] = NO_DATA
     return status, fixed & ~empty[:, None]
+
+
+def _least_eigenvalue(H: NDArray, fixed: NDArray[np.bool_], finite: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of matrices with a diagonal of 1. What is at its bound is fixed, and no longer asked for."""
+    eye = np.eye(H.shape[1])
+    clean = np.where(finite[:, None, None], H, eye)
+    diagonal = np.einsum("ukk->uk", clean)
+    root = np.sqrt(np.where(diagonal == 0, 1.0, np.abs(diagonal)))
+    scaled = clean / root[:, :, None] / root[:, None]
+    scaled = np.where(fixed[:, :, None] | fixed[:, None, :], eye, scaled)
+    return np.linalg.eigvalsh(scaled)[:, 0] if len(scaled) else np.zeros(0)
 
 
 def without_data(found: Found) -> Found:

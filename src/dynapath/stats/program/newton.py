@@ -181,11 +181,9 @@ def _step(at: Expansion, damping: Tensor, hold: Tensor | None) -> tuple[Tensor, 
     diagonal = torch.diagonal(H, dim1=1, dim2=2).abs()
     # A number that the loss does not depend on stays where it is.
     diagonal = torch.where(diagonal > 0, diagonal, 1.0)
-    damped = H + torch.diag_embed(damping[:, None] * diagonal)
-    # In units in which the diagonal is 1: parameters may differ by orders of magnitude.
-    root = diagonal.rsqrt()
-    step, definite = solve(damped * (root[:, :, None] * root[:, None, :]), g * root)
-    step = torch.where(definite[:, None], -step * root, 0.0)
+    extra = damping[:, None] * diagonal
+    step, definite = solve(H, g, extra)
+    step = torch.where(definite[:, None], -step, 0.0)
     # With (H + lambda D) d = -g the promise -(g'd + d'H d / 2) is (lambda d'D d - g'd) / 2.
-    promise = 0.5 * (step * (damping[:, None] * diagonal * step - g)).sum(1)
+    promise = 0.5 * (step * (extra * step - g)).sum(1)
     return step, promise, definite & torch.isfinite(promise)

@@ -40,33 +40,78 @@ def gram(
 
 
 def solve(
-    H: Float[Tensor, "unit k k"], b: Float[Tensor, "unit k"]
+    H: Float[Tensor, "unit k k"], b: Float[Tensor, "unit k"], extra: Float[Tensor, "unit k"]
 ) -> tuple[Float[Tensor, "unit k"], Bool[Tensor, " unit"]]:
-    """H^-1 b by the square-root-free Cholesky decomposition H = L D L', and whether H is positive definite."""
+    """(H + diag(extra))^-1 b, and whether the matrix is positive definite."""
     k = H.shape[1]
     if k > _SMALL:
-        factor, info = torch.linalg.cholesky_ex(H)
-        return torch.cholesky_solve(b[:, :, None], factor)[:, :, 0], info == 0
+        damped = H + torch.diag_embed(extra)
+        # Cholesky's rounding does not depend on scales, but its LAPACK routine compares with them.
+        root = torch.diagonal(damped, dim1=1, dim2=2).abs().clamp_min(1e-300).rsqrt()
+        factor, info = torch.linalg.cholesky_ex(damped * root[:, :, None] * root[:, None])
+        return torch.cholesky_solve((b * root)[:, :, None], factor)[:, :, 0] * root, info == 0
+    L, D = _decompose(H, extra)
+    definite = D[0] > 0
+    for d in D[1:]:
+        definite = definite & (d > 0)
+    return torch.stack(_substitute(L, D, [b[:, i] for i in range(k)])).movedim(0, 1), definite
+
+
+def invert(H: Float[Tensor, "unit k k"]) -> Float[Tensor, "unit k k"]:
+    """Of positive definite matrices."""
+    k = H.shape[1]
+    if k > _SMALL:
+        root = torch.diagonal(H, dim1=1, dim2=2).rsqrt()
+        scale = root[:, :, None] * root[:, None]
+        return torch.linalg.inv(H * scale) * scale
+    L, D = _decompose(H, None)
+    columns = []
+    for j in range(k):
+        unit = [torch.full_like(D[0], float(i == j)) for i in range(k)]
+        columns.append(torch.stack(_substitute(L, D, unit)))
+    return torch.stack(columns).movedim(-1, 0)
+
+
+def relative_determinant(H: Float[Tensor, "unit k k"]) -> Float[Tensor, " unit"]:
+    """Determinant over the product of the diagonal.
+
+    The smallest eigenvalue of the matrix with unit diagonal is above a third of it.
+    """
+    _, D = _decompose(H, None)
+    out = torch.ones_like(D[0])
+    for i, d in enumerate(D):
+        # A negative or undefined factor makes the matrix none of the good ones, whatever the others.
+        out = torch.where(d > 0, out * d / H[:, i, i], 0.0)
+    return torch.where(torch.stack(D).amin(0) > 0, out, 0.0)
+
+
+def _decompose(H: Tensor, extra: Tensor | None) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """H + diag(extra) = L D L' without square roots."""
+    k = H.shape[1]
     L: list[list[Tensor]] = [[] for _ in range(k)]
     D: list[Tensor] = []
-    y: list[Tensor] = []
     for i in range(k):
-        d, z = H[:, i, i], b[:, i]
+        d = H[:, i, i] if extra is None else H[:, i, i] + extra[:, i]
         for j in range(i):
-            # L[i][j] D[j] first, which is needed twice.
             entry = H[:, i, j]
             for m in range(j):
                 entry = entry - L[i][m] * L[j][m] * D[m]
             L[i].append(entry / D[j])
             d = d - L[i][j] * entry
-            z = z - L[i][j] * y[j]
         D.append(d)
+    return L, D
+
+
+def _substitute(L: list[list[Tensor]], D: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    k = len(D)
+    y: list[Tensor] = []
+    for i in range(k):
+        z = b[i]
+        for j in range(i):
+            z = z - L[i][j] * y[j]
         y.append(z)
-    definite = D[0] > 0
-    for d in D[1:]:
-        definite = definite & (d > 0)
-    x: list[Tensor] = [y[i] / D[i] for i in range(k)]
+    x = [y[i] / D[i] for i in range(k)]
     for i in reversed(range(k)):
         for j in range(i + 1, k):
             x[i] = x[i] - L[j][i] * x[j]
-    return torch.stack(x).movedim(0, 1), definite
+    return x
