@@ -97,7 +97,7 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
             linear_decoder=bool(params["linear_decoder"]),
             width=float(params["width"]),
         )
-    return VisitModel(FittedVisitVAE.from_arrays(state, model.requires_grad_(False), *names), schema)
+    return VisitModel(FittedVisitVAE.from_arrays(state, model.requires_grad_(requires_grad=False), *names), schema)
 
 
 def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:

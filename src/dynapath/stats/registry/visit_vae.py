@@ -111,7 +111,7 @@ class VisitVAEForecaster:
         )
         state = model.state_dict()
         one.load_state_dict({k: v[member : member + 1].clone() if k in stacked else v for k, v in state.items()})
-        return one.requires_grad_(False)
+        return one.requires_grad_(requires_grad=False)
 
 
 def _warn_of_signs(model: VisitVAE, baseline: torch.Tensor, losses: NDArray, dynamics: LinearSystem) -> None:
