@@ -3,6 +3,7 @@
     python benchmarks/latent_shape.py tsne --weights 0,1,3,10,30,150 --seeds 0,1,2 --out curve.csv
     python benchmarks/latent_shape.py umap --weights 0,3
     python benchmarks/latent_shape.py target --weights 0,50 --stages 1,2
+    python benchmarks/latent_shape.py figure --tables curve.csv --out docs/_static/penalty_weight.png
 
 PBMC 8k (200 genes), 6,000 cells for training, 1,480 held out, two latent dimensions, default settings of dp.tl.fit_vae and the
 same minibatches of 256 cells with and without. Per fit: held-out ELBO (nats per cell, mean of 5 draws), trustworthiness (15
@@ -69,15 +70,44 @@ def score(adata, held) -> dict[str, float]:
     return scores
 
 
+def draw(tables: list[str], out: str) -> None:
+    """The curve over the weights of the first seed; other seeds as hollow points."""
+    import matplotlib.pyplot as plt
+
+    table = pd.concat([pd.read_csv(path) for path in tables]).sort_values(["seed", "weight"])
+    base = table[table["weight"] == 0].set_index("seed")["elbo"]
+    table["loss"] = 100 * (1 - table["elbo"] / table["seed"].map(base)).abs()
+    figure, axes = plt.subplots(1, 2, figsize=(6.9, 2.6), layout="constrained")
+    for ax, column in zip(axes, ("trustworthiness", "agreement"), strict=True):
+        first = table[table["seed"] == table["seed"].min()]
+        ax.plot(first["loss"], first[column], color="#0072B2", marker="o", ms=5, lw=1.2)
+        for row in first.itertuples():
+            ax.annotate(
+                f"{row.weight:g}", (row.loss, getattr(row, column)), xytext=(4, -9), textcoords="offset points", size=7
+            )
+        for _, other in table[table["seed"] > table["seed"].min()].groupby("seed"):
+            ax.plot(other["loss"], other[column], color="#0072B2", marker="o", ms=4, mfc="white", lw=0.6, alpha=0.7)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+        ax.set_xlabel("loss of held-out ELBO (%)", size=9)
+        ax.set_ylabel(column, size=9)
+    figure.savefig(out, dpi=200)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["tsne", "umap", "target"])
+    parser.add_argument("kind", choices=["tsne", "umap", "target", "figure"])
     parser.add_argument("--weights", default="0,3")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--stages", default="1")
+    parser.add_argument("--unscaled", action="store_true", help="let the penalty act on the latent space itself")
     parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--tables", nargs="+", default=[])
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.kind == "figure":
+        draw(args.tables, args.out)
+        return
     torch.set_num_threads(1)
     cells, train, test = split()
     if args.kind == "target":
@@ -92,7 +122,9 @@ def main() -> None:
                 if weight and args.kind == "target":
                     kwargs = {"target": "X_umap", "supervision": dp.models.Supervision(weight=weight, stages=stages)}
                 elif weight:
-                    kwargs = {"latent_penalty": dp.models.LatentPenalty(args.kind, weight=weight)}
+                    kwargs = {
+                        "latent_penalty": dp.models.LatentPenalty(args.kind, weight=weight, scaled=not args.unscaled)
+                    }
                 adata = cells[train].copy()
                 start = time.process_time()
                 dp.tl.fit_vae(

@@ -233,6 +233,14 @@ def test_the_scale_is_learned(cells):
     assert float(model.module.shape.scale) > 1.05
 
 
+def test_without_a_scale_there_is_none_to_learn(cells):
+    penalty = LatentPenalty("tsne", perplexity=10, scaled=False)
+    model = built(CountVAE, cells, n_latent=2, latent_penalty=penalty)
+    model.train(2, progress=False)
+    assert float(model.module.shape.scale) == 1
+    assert "shape.raw_scale" not in model.module.state_dict()
+
+
 def test_in_two_stages_the_means_stay_where_the_first_put_them(cells):
     model = built(CountVAE, cells, n_latent=2, target_key="Z_true", supervision=Supervision(stages=2))
     kept = {}

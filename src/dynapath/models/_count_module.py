@@ -54,7 +54,7 @@ class Shape(nn.Module):
     def __init__(self, penalty: LatentPenalty | None, supervision: Supervision | None):
         super().__init__()
         self.penalty, self.supervision = penalty, supervision
-        self.raw_scale = nn.Parameter(torch.zeros(())) if penalty is not None else None
+        self.raw_scale = nn.Parameter(torch.zeros(())) if penalty is not None and penalty.scaled else None
         self.exaggerated = False
         for name in ("index", "weight", "target"):
             self.register_buffer(name, None, persistent=False)
@@ -78,7 +78,7 @@ class Shape(nn.Module):
     @property
     def scale(self) -> Tensor:
         """By which the penalty stretches the latent space."""
-        return (_SCALE_SPEED * self.raw_scale).exp()
+        return torch.ones(()) if self.raw_scale is None else (_SCALE_SPEED * self.raw_scale).exp()
 
     def among(self, cells: Tensor) -> Edges:
         """Neighbours within a minibatch of these rows."""

@@ -20,8 +20,8 @@ class LatentPenalty:
         `"tsne"`: KL divergence between Student similarities and perplexity-calibrated neighbours. `"umap"`: UMAP's fuzzy
         cross-entropy.
     weight
-        Nats per cell for one unit of the penalty. With 3, neighbourhoods gain and the ELBO hardly loses; the published 150
-        (Hackenberg et al. 2025, as Ding et al. 2018 before) costs a good part of it.
+        Nats per cell for one unit of the penalty. With 3, neighbourhoods gain and the ELBO hardly loses; the published 150, of
+        scVI.jl, gains little more and costs several times as much.
     perplexity
         Of t-SNE: effective number of neighbours.
     exaggeration, exaggeration_epochs
@@ -30,6 +30,9 @@ class LatentPenalty:
         Of UMAP, as in scanpy.
     n_pcs
         Principal components in which neighbours are sought.
+    scaled
+        Whether the penalty acts on s m with a learned s, or on m itself. Without s the latent space itself has to grow, which
+        the prior makes dear.
     use_rep
         Seek them in this `obsm` instead, e.g. one in which batches have been aligned.
     """
@@ -42,6 +45,7 @@ class LatentPenalty:
     n_neighbors: int = 15
     min_dist: float = 0.5
     n_pcs: int = 50
+    scaled: bool = True
     use_rep: str | None = None
 
     def __post_init__(self) -> None:
