@@ -14,11 +14,13 @@ from ._loadings import loadings
 from ._loss_profile import loss_profile
 from ._missing_reports import missing_reports
 from ._n_groups import n_groups
+from ._registry_scores import calibration, landmarks
 from ._training_stages import training_stages
 from ._velocity_embedding import velocity_embedding
 
 __all__ = [
     "backtest",
+    "calibration",
     "elephant",
     "gene_trajectories",
     "group_proportions",
@@ -26,6 +28,7 @@ __all__ = [
     "history",
     "increment_params",
     "increment_trajectory",
+    "landmarks",
     "latent_phase",
     "latent_trajectories",
     "loadings",
