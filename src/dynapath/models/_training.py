@@ -136,6 +136,8 @@ def quiet() -> Iterator[None]:
             logger.setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Parts that are held fixed are, on purpose.
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging.*")
             warnings.filterwarnings("ignore", message="early_stopping was automatically disabled due to the use of DDP")
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
