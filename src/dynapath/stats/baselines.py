@@ -1,6 +1,7 @@
-"""What a forecast of a panel must beat: simple rules and regressions on the last values carried forward.
+"""What a forecast must beat.
 
-Each takes reports y (unit, day), NaN = not reported, and returns levels (unit, step ahead). A day without a report has
+`FORECASTERS` are for visits of subjects at their own times, by the names of `landmark_forecast`. All else is for panels: simple
+rules and regressions on the last values carried forward. Each takes reports y (unit, day), NaN = not reported, and returns levels (unit, step ahead). A day without a report has
 the last value before it (LOCF); units without any report have NaN. Regressions also take x (column, unit, day), the
 covariates of the step TO each day (those of the day before, at lag 1), and `ahead` (column, unit, step), those of the
 steps to be forecast.
@@ -14,11 +15,25 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from .registry.baselines import Autoregression, Rule
+from .registry.mixed import MixedModel
+from .registry.visits import Forecaster
+
 Reports = Float[NDArray, "unit day"]
 Steps = Float[NDArray, "column unit day"]
 Ahead = Float[NDArray, "column unit step"]
 Levels = Float[NDArray, "unit step"]
 Baseline = Callable[[Reports, Steps, Ahead], Levels]
+
+
+FORECASTERS: dict[str, Forecaster] = {
+    "locf": Rule("locf"),
+    "mean": Rule("mean"),
+    "ols_shift": Rule("ols_shift"),
+    "lmm": MixedModel(),
+    "ar_ridge": Autoregression(),
+    "ar_boosted": Autoregression(boosted=True),
+}
 
 
 def carry_forward(y: Reports) -> Reports:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,10 @@ from anndata import AnnData
 from dynapath.read.baseline import Missing
 from dynapath.read.visits import TimeUnit, read_visits
 
-from .registry.baselines import Autoregression, Rule
+from .baselines import FORECASTERS
+from .registry.baselines import Autoregression
 from .registry.history import Horizon
 from .registry.landmark import Combination, fold_table, forecast_fold, patient_folds
-from .registry.mixed import MixedModel
 from .registry.state_space import StateSpaceForecaster
 from .registry.visits import Forecaster, Visits
 
@@ -256,12 +257,9 @@ def _build(
 
 
 def _named(name: str, horizon: Horizon, random_state: int | None) -> Forecaster:
-    if name in ("locf", "mean", "ols_shift"):
-        return Rule(name)
-    if name == "lmm":
-        return MixedModel()
-    if name in ("ar_ridge", "ar_boosted"):
-        return Autoregression(horizon, boosted=name == "ar_boosted", random_state=random_state)
+    if name in FORECASTERS:
+        model = FORECASTERS[name]
+        return replace(model, horizon=horizon, random_state=random_state) if isinstance(model, Autoregression) else model
     if name == "latent_alone":
         return StateSpaceForecaster(random_state=random_state)
     msg = f"There is no model {name!r}; there are {', '.join(MODELS)}. Your own: models={{{name!r}: forecaster}}."
