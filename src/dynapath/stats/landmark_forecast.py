@@ -259,7 +259,9 @@ def _build(
 def _named(name: str, horizon: Horizon, random_state: int | None) -> Forecaster:
     if name in FORECASTERS:
         model = FORECASTERS[name]
-        return replace(model, horizon=horizon, random_state=random_state) if isinstance(model, Autoregression) else model
+        return (
+            replace(model, horizon=horizon, random_state=random_state) if isinstance(model, Autoregression) else model
+        )
     if name == "latent_alone":
         return StateSpaceForecaster(random_state=random_state)
     msg = f"There is no model {name!r}; there are {', '.join(MODELS)}. Your own: models={{{name!r}: forecaster}}."
