@@ -15,6 +15,7 @@ from ._loss_profile import loss_profile
 from ._missing_reports import missing_reports
 from ._n_groups import n_groups
 from ._registry_scores import calibration, landmarks
+from ._subject_fit import subject_fit
 from ._training_stages import training_stages
 from ._velocity_embedding import velocity_embedding
 
@@ -35,6 +36,7 @@ __all__ = [
     "loss_profile",
     "missing_reports",
     "n_groups",
+    "subject_fit",
     "training_stages",
     "velocity_embedding",
 ]

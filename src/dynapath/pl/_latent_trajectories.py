@@ -46,6 +46,8 @@ from ._over_time import (
     uncertainty_handle,
 )
 
+from ._visit_trajectories import draw_visits
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
@@ -74,7 +76,10 @@ def latent_trajectories(
     Parameters
     ----------
     adata
-        With a fit of :func:`dynapath.tl.fit_dynamic_vae` under `key`, with or without `use_rep`.
+        With a fit of :func:`dynapath.tl.fit_dynamic_vae` under `key`, with or without `use_rep`. For a fit of
+        :func:`dynapath.stats.fit_latent_dynamics` one line per subject is drawn through the states at its visits, in the
+        colours of `color`; groups, bands, jitter and held-out times do not apply, and at most four dimensions are drawn by
+        default.
     key
         `key_added` of the fit.
     color
@@ -132,6 +137,20 @@ def latent_trajectories(
     >>> dp.tl.fit_dynamic_vae(adata, time_key="time", use_rep="Z_true", training=quick)  # doctest: +SKIP
     >>> axes = dp.pl.latent_trajectories(adata, heldout=0.6, show=False)  # doctest: +SKIP
     """
+    if get.is_visit_fit(adata, key):
+        return draw_visits(
+            adata,
+            key=key,
+            color=color,
+            dims=dims,
+            size=size,
+            palette=palette,
+            legend=legend,
+            figsize=figsize,
+            axes=axes,
+            show=show,
+            return_fig=return_fig,
+        )
     fit = read_fit(adata, key, groups)
     shown = check_dims(range(1, fit.n_latent + 1) if dims is None else dims, fit.n_latent, key)
     if not shown:
