@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from dynapath._keys import LatentDynamicsKeys
 from dynapath.read.visits import ReadVisits, Schema, read_new_visits
@@ -17,6 +18,7 @@ from ._fits import strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from dynapath.models.visit_forecast import FittedStateSpace, FittedVisitVAE
 
@@ -45,6 +47,12 @@ def visit_fit(adata: AnnData, key: str = "latent_dynamics") -> Mapping[str, Any]
         msg = f"uns has no latent dynamics under {key!r}; {found}. Run dp.stats.fit_latent_dynamics(adata, ...) first."
         raise KeyError(msg)
     return fit
+
+
+def is_visit_fit(adata: AnnData, key: str) -> bool:
+    """Whether `uns[key]` is a fit of latent dynamics of visits."""
+    fit = adata.uns.get(key)
+    return isinstance(fit, Mapping) and fit.get("kind") == LATENT_DYNAMICS
 
 
 def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any = None) -> VisitModel:
@@ -127,3 +135,44 @@ def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
     n_visits = table.groupby(level=0, sort=False).size()
     table = table[~table.index.duplicated()]
     return table.assign(n_visits=n_visits.loc[table.index].to_numpy())
+
+
+def visit_predictions(
+    adata: AnnData,
+    key: str,
+    *,
+    times: NDArray[np.float64],
+    given: str | int = "all",
+    interval: float = 0.9,
+    subjects: AnnData | None = None,
+    dynamics: Any = None,
+) -> tuple[pd.DataFrame, float]:
+    """The table of :func:`dynapath.stats.predict_visits`, and the longest follow-up of the fit."""
+    from dynapath.models.visit_forecast import at_times, half_widths
+
+    fit = visit_fit(adata, key)
+    model = visit_model(adata, key, dynamics=dynamics)
+    visits = model.read(adata if subjects is None else subjects).visits
+    visits = visits if given == "all" else visits.first(int(given))
+    mean, sd, k = at_times(model.fitted, visits, np.broadcast_to(times, (visits.n_subjects, len(times))))
+    stored = fit["state"].get("intervals")
+    if stored is None:
+        half = np.full(mean.shape, norm.ppf(0.5 + interval / 2))
+    else:
+        half = half_widths(np.asarray(stored["quantiles"], dtype=float), interval, k.ravel()).reshape(mean.shape)
+    half = np.where(visits.gaussian, half * sd, np.nan)
+    longest = float(fit["params"]["longest"])
+    beyond = (times - visits.times[:, :1] > longest * (1 + 1e-9)) | (k == 0)
+    n, t, p = mean.shape
+    table = pd.DataFrame(
+        {
+            "subject": np.repeat(np.array(visits.subjects, dtype=object), t * p),
+            "time": np.tile(np.repeat(times, p), n),
+            "item": np.tile(np.array(visits.items, dtype=object), n * t),
+            "predicted": mean.ravel(),
+            "lower": (mean - half).ravel(),
+            "upper": (mean + half).ravel(),
+            "extrapolated": np.repeat(beyond.ravel(), p),
+        }
+    )
+    return table, longest

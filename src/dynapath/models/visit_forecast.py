@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from dynapath._visits import Visits
@@ -231,6 +231,34 @@ class FittedVisitVAE:
         model.load_state_dict({name: torch.as_tensor(np.asarray(value)) for name, value in arrays["network"].items()})
         rest = (np.asarray(arrays[name], dtype=float) for name in ("history", "losses", "variance"))
         return cls(model, Scale.from_arrays(arrays["scale"]), items, kinds, covariates, *rest)
+
+
+def at_times(
+    fitted: FittedVisitVAE | FittedStateSpace, visits: Visits, times: Float[NDArray, "subject time"]
+) -> tuple[Float[NDArray, "subject time item"], Float[NDArray, "subject time item"], Int[NDArray, "subject time"]]:
+    """Mean, standard deviation, and the number of visits used: those not later than the time."""
+    k = (visits.present[:, None, :] & (visits.times[:, None, :] <= times[..., None])).sum(-1)
+    shape = (*times.shape, visits.n_items)
+    mean, sd = np.full(shape, np.nan), np.full(shape, np.nan)
+    for used in np.unique(k[k > 0]):
+        rows = np.flatnonzero((k == used).any(1))
+        wanted = np.where(k[rows] == used, times[rows], np.nan)
+        m, s = fitted.predict(visits.take(rows).first(int(used)), wanted)
+        chosen = k[rows] == used
+        mean[rows] = np.where(chosen[..., None], m, mean[rows])
+        sd[rows] = np.where(chosen[..., None], s, sd[rows])
+    return mean, sd, k
+
+
+def half_widths(
+    quantiles: Float[NDArray, "level item stratum"], level: float, k: Int[NDArray, " row"]
+) -> Float[NDArray, "row item"]:
+    """Of intervals after `k` visits, in standard deviations: `quantiles` at levels .01 to .99 for 1, 2, and 3 or more visits."""
+    levels, strata = np.arange(1, 100) / 100, quantiles.shape[2]
+    at_level = np.array(
+        [[np.interp(level, levels, column) for column in item.T] for item in quantiles.transpose(1, 0, 2)]
+    )
+    return at_level[:, np.clip(k, 1, strata) - 1].T
 
 
 def batch_of(visits: Visits, scale: Scale) -> Batch:

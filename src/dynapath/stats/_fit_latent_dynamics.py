@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -93,7 +94,8 @@ def fit_latent_dynamics(
         gaps are squared, weights of solutions are defined by time, and the penalty of the variance of solutions is left out,
         which made trajectories worse where the truth is known. A preset overrides what it sets.
     schedule
-        Epochs, learning rate, batch size and weight decay, :class:`dynapath.stats.Schedule`.
+        Epochs, learning rate, batch size and weight decay, :class:`dynapath.stats.Schedule`. With `process_noise` its epochs
+        are steps of all subjects (100 of at most .05 by default).
     calibration_folds
         Refit so many times without a part of the subjects, to calibrate the intervals of :func:`predict_visits` on those
         left out (conformal quantiles for each item and landmark); 5 is a good choice. 0: uncalibrated intervals.
@@ -150,6 +152,8 @@ def fit_latent_dynamics(
         forecaster: StateSpaceForecaster | VisitVAEForecaster = StateSpaceForecaster(
             n_latent=n_latent, n_restarts=n_restarts, random_state=random_state
         )
+        if schedule is not None:
+            forecaster = replace(forecaster, n_steps=schedule.n_epochs, lr=schedule.lr)
     else:
         d = getattr(dynamics, "n_latent", 2) if n_latent is None else n_latent
         forecaster = VisitVAEForecaster(
@@ -227,8 +231,6 @@ def _history(fitted: Any) -> dict[str, Any]:
 
 
 def _with_preset(forecaster: VisitVAEForecaster, preset: Preset | None) -> VisitVAEForecaster:
-    from dataclasses import replace
-
     if preset == "bimj2022":
         # Published as sums over the two visits, which are twice our means.
         published = {"reconstruction": 2.0, "kl": 1.0, "prediction": 0.0, "consistency": 2.0, "decoder": 0.01}

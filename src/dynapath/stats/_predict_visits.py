@@ -8,14 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from dynapath import get
-
-from .registry.intervals import Intervals
-from .registry.visits import FittedForecaster, Visits
 
 
 def predict_visits(
@@ -66,56 +61,19 @@ def predict_visits(
     """
     when = np.atleast_1d(np.asarray(times, dtype=float))
     _check(when, given, interval)
-    fit = get.visit_fit(adata, key)
-    model = get.visit_model(adata, key, dynamics=dynamics)
-    visits = model.read(adata if subjects is None else subjects).visits
-    visits = visits if given == "all" else visits.first(int(given))
-    mean, sd, k = at_times(model.fitted, visits, np.broadcast_to(when, (visits.n_subjects, len(when))))
-    stored = fit["state"].get("intervals")
-    if stored is None:
-        half = np.full(mean.shape, norm.ppf(0.5 + interval / 2))
-    else:
-        widths = Intervals.from_arrays(stored).half_width(interval, k.ravel())
-        half = widths.reshape(mean.shape)
-    half = np.where(visits.gaussian, half * sd, np.nan)
-    longest = float(fit["params"]["longest"])
-    beyond = (when - visits.times[:, :1] > longest * (1 + 1e-9)) | (k == 0)
+    predicted, longest = get.visit_predictions(
+        adata, key, times=when, given=given, interval=interval, subjects=subjects, dynamics=dynamics
+    )
+    beyond = predicted["extrapolated"]
     if beyond.any():
+        n_items = predicted["item"].nunique()
         warnings.warn(
-            f"{int(beyond.sum())} of {beyond.size} times are beyond the longest follow-up of the fit ({longest:g}) or before a "
-            "subject's first visit; see the column 'extrapolated'.",
+            f"{int(beyond.sum()) // n_items} of {len(beyond) // n_items} times are beyond the longest follow-up of the fit "
+            f"({longest:g}) or before a subject's first visit; see the column 'extrapolated'.",
             UserWarning,
             stacklevel=2,
         )
-    n, t, p = mean.shape
-    return pd.DataFrame(
-        {
-            "subject": np.repeat(np.array(visits.subjects, dtype=object), t * p),
-            "time": np.tile(np.repeat(when, p), n),
-            "item": np.tile(np.array(visits.items, dtype=object), n * t),
-            "predicted": mean.ravel(),
-            "lower": (mean - half).ravel(),
-            "upper": (mean + half).ravel(),
-            "extrapolated": np.repeat(beyond.ravel(), p),
-        }
-    )
-
-
-def at_times(
-    fitted: FittedForecaster, visits: Visits, times: Float[NDArray, "subject time"]
-) -> tuple[Float[NDArray, "subject time item"], Float[NDArray, "subject time item"], Int[NDArray, "subject time"]]:
-    """Mean, standard deviation, and the number of visits used: those not later than the time."""
-    k = (visits.present[:, None, :] & (visits.times[:, None, :] <= times[..., None])).sum(-1)
-    shape = (*times.shape, visits.n_items)
-    mean, sd = np.full(shape, np.nan), np.full(shape, np.nan)
-    for used in np.unique(k[k > 0]):
-        rows = np.flatnonzero((k == used).any(1))
-        wanted = np.where(k[rows] == used, times[rows], np.nan)
-        m, s = fitted.predict(visits.take(rows).first(int(used)), wanted)
-        chosen = k[rows] == used
-        mean[rows] = np.where(chosen[..., None], m, mean[rows])
-        sd[rows] = np.where(chosen[..., None], s, sd[rows])
-    return mean, sd, k
+    return predicted
 
 
 def _check(times: NDArray, given: Any, interval: float) -> None:

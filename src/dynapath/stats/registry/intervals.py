@@ -6,12 +6,11 @@ Conformal as in calibrate.py, for each item and landmark (1, 2, 3 or more visits
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from .calibrate import FEWEST, STRATA, conformal_quantile, strata
@@ -58,18 +57,6 @@ class Intervals:
                     quantiles[:, j, s] = [conformal_quantile(z[chosen], level) for level in LEVELS]
         return cls(quantiles)
 
-    def half_width(self, level: float, k: Int[NDArray, " row"]) -> Float[NDArray, "row item"]:
-        """In standard deviations, for forecasts from `k` visits."""
-        q = np.array(
-            [[np.interp(level, LEVELS, column) for column in item.T] for item in self.quantiles.transpose(1, 0, 2)]
-        )
-        return q[:, strata(np.maximum(k, 1))].T
-
     def to_arrays(self) -> dict[str, Any]:
         """The quantiles."""
         return {"quantiles": self.quantiles}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> Intervals:
-        """What `to_arrays` was called on."""
-        return cls(np.asarray(arrays["quantiles"], dtype=float))

@@ -1,0 +1,76 @@
+"""Latent dimensions of visits over time, one line per subject: what dp.pl.latent_trajectories draws for such fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
+
+from dynapath import get
+from dynapath._keys import LatentDynamicsKeys
+
+from ._colors import Palette, color_cells
+from ._figure import LABEL_SIZE, TICK_SIZE, check_dims, finish, plain_axes
+from ._over_time import given_panels, new_panels
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def draw_visits(
+    adata: AnnData,
+    *,
+    key: str,
+    color: str | None,
+    dims: int | Sequence[int] | None,
+    size: float | None,
+    palette: Palette | None,
+    legend: bool,
+    figsize: tuple[float, float] | None,
+    axes: Any,
+    show: bool | None,
+    return_fig: bool,
+) -> Any:
+    """Lines through the states at a subject's visits, coloured by a column of `obs`."""
+    schema = get.visit_fit(adata, key)["params"]["schema"]
+    z = np.asarray(adata.obsm[LatentDynamicsKeys(key).latent], dtype=float)
+    shown = check_dims(range(1, min(z.shape[1], 4) + 1) if dims is None else dims, z.shape[1], key)
+    panels = new_panels(len(shown), figsize) if axes is None else given_panels(axes, len(shown), f"dims={shown}")
+    time = np.asarray(adata.obs[str(schema["time_key"])], dtype=float)
+    subject = adata.obs[str(schema["subject_key"])].astype(str).to_numpy()
+    if color is None:
+        rgba = np.tile((0.25, 0.25, 0.25, 1.0), (len(z), 1))
+    else:
+        look = color_cells(adata, color, palette, np.ones(len(z), dtype=bool))
+        rgba = look.rgba
+    rows = [np.flatnonzero(subject == name) for name in np.unique(subject)]
+    rows = [own[np.argsort(time[own], kind="stable")] for own in rows]
+    # Mixed, so that no group lies on top.
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    alpha = float(np.clip(20 / len(rows), 0.15, 0.8))
+    for ax, dim in zip(panels, shown, strict=True):
+        lines = [np.column_stack([time[own], z[own, dim - 1]]) for own in rows]
+        ax.add_collection(LineCollection(lines, colors=[rgba[own[0]] for own in rows], lw=0.8, alpha=alpha, zorder=1))
+        order = np.concatenate(rows)
+        area = float(np.clip(2000 / len(order), 1, 9)) if size is None else size
+        ax.scatter(time[order], z[order, dim - 1], s=area, c=rgba[order], alpha=min(1.0, 1.5 * alpha), lw=0, zorder=2)
+        ax.autoscale_view()
+        plain_axes(ax)
+        ax.set_xlabel(str(schema["time_key"]), size=LABEL_SIZE)
+        ax.set_ylabel(f"latent dimension {dim}", size=LABEL_SIZE)
+    if legend and color is not None:
+        handles = [Line2D([], [], color=look.colors[name], lw=1.6, label=name) for name in look.present]
+        if handles and axes is None:
+            panels[0].figure.legend(
+                handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=TICK_SIZE
+            )
+        elif handles:
+            panels[-1].legend(handles=handles, frameon=False, fontsize=TICK_SIZE)
+        elif look.scale is not None:
+            panels[0].figure.colorbar(look.scale, ax=list(panels), shrink=0.8, aspect=25, pad=0.02).set_label(
+                color, size=LABEL_SIZE
+            )
+    return finish(panels[0].figure, panels, show=show, return_fig=return_fig)
