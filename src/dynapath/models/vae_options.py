@@ -72,7 +72,7 @@ class Supervision:
         are fixed, and variances and decoder learn from the ELBO. Closer to the target, and the ELBO has no say in the means.
     """
 
-    weight: float = 50.0
+    weight: float = 30.0
     stages: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
