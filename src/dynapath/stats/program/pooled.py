@@ -26,7 +26,7 @@ from dynapath.stats.pooling import Pooled, VariancePrior, pool
 
 from .errors import small_sample
 from .fit import MAX_ITER, NO_DATA, OK, RANK_DEFICIENT, Found
-from .newton import Pull, minimise
+from .newton import Minimum, Pull, minimise
 from .parameters import Parameters
 from .problem import Expansion, Problem
 
@@ -108,9 +108,7 @@ def estimate_pooled(
     else:
         # A variance proportional to the number of residuals gives each unit's mean square the same weight.
         sigma2 = np.maximum(n, 1.0)
-    # Units that do not know all parameters themselves start at what is typical.
-    typical = np.median(own.u[good], axis=0) if good.any() else start[0].numpy()
-    u = np.where(good[:, None], own.u, typical)
+    u = _start(problem, start, own, sigma2, used, single, max_iter)
     converged, n_iter = own.status != MAX_ITER, own.n_iter.copy()
     rounds, before = 0, None
     if (modes == "global").all():
@@ -163,6 +161,37 @@ def estimate_pooled(
     return found, replace(shared, mean_covariance=mean_covariance, covariance=covariance)
 
 
+def _start(
+    problem: Problem,
+    start: Tensor,
+    own: Found,
+    sigma2: NDArray,
+    used: NDArray[np.bool_],
+    single: NDArray[np.bool_],
+    max_iter: int,
+) -> NDArray:
+    """What all units have in common, and their own parameters given that.
+
+    Their own estimates would be no place to start from: a unit with few data may have run far away.
+    """
+    good = own.status == OK
+    found = _together(problem, start, sigma2, used, max_iter)
+    common = found.u[0].numpy()
+    if not (bool(found.converged[0]) and np.isfinite(common).all()):
+        common = np.median(own.u[good], axis=0) if good.any() else start[0].numpy()
+    u = np.where(single & good[:, None], own.u, common)
+    if not single.any():
+        return u
+    free = torch.from_numpy(used[:, None] & single)
+    return np.array(minimise(problem, torch.from_numpy(u), free=free, max_iter=max_iter).u.numpy())
+
+
+def _together(problem: Problem, start: Tensor, sigma2: NDArray, used: NDArray[np.bool_], max_iter: int) -> Minimum:
+    """One set of parameters for all: one search for the sum of all losses."""
+    together = _Sum(problem, torch.from_numpy(np.where(used, 1.0 / sigma2, 0.0)))
+    return minimise(together, start[:1], max_iter=max_iter)
+
+
 def _all_shared(
     problem: Problem,
     start: Tensor,
@@ -171,9 +200,8 @@ def _all_shared(
     modes: NDArray[np.str_],
     max_iter: int,
 ) -> tuple[NDArray, Pooled, bool, int]:
-    """One set of parameters for all: one search for the sum of all losses."""
-    together = _Sum(problem, torch.from_numpy(np.where(used, 1.0 / sigma2, 0.0)))
-    found = minimise(together, start[:1], max_iter=max_iter)
+    """Estimates when there is nothing but shared parameters."""
+    found = _together(problem, start, sigma2, used, max_iter)
     u = np.repeat(found.u.numpy(), len(used), axis=0)
     return u, _pool(problem, u, sigma2, used, modes, None), bool(found.converged[0]), int(found.n_iter[0])
 
@@ -213,7 +241,21 @@ class _Expanded:
         at = self.problem.expand(torch.from_numpy(np.ascontiguousarray(u)))
         w = 1.0 / sigma2
         n = np.full(len(u), float(self.problem.size))
-        return at.f.numpy() * w, at.g.numpy() * w[:, None], at.H.numpy() * w[:, None, None], n
+        H = at.H.numpy()
+        if self.problem.kind != "residuals":
+            H = _without_negative(H)
+        return at.f.numpy() * w, at.g.numpy() * w[:, None], H * w[:, None, None], n
+
+
+def _without_negative(H: NDArray) -> NDArray:
+    """Away from a unit's own minimum its Hessian may have negative directions, in which the loss is not known to rise.
+
+    Their size says how far the expansion may be trusted (Dauphin et al. 2014, arXiv:1406.2572).
+    """
+    values, vectors = np.linalg.eigh(H)
+    wrong = values[:, 0] < 0
+    H[wrong] = (vectors[wrong] * np.abs(values[wrong])[:, None]) @ np.swapaxes(vectors[wrong], 1, 2)
+    return H
 
 
 def _pool(
@@ -226,7 +268,14 @@ def _pool(
 ) -> Pooled:
     parts = eliminated(_Expanded(problem), modes, u, sigma2, used)
     varies = modes[modes != "individual"] == "partial"
-    return pool(*parts, varies=varies, sigma2=sigma2[used], near=before)
+    try:
+        return pool(*parts, varies=varies, sigma2=sigma2[used], near=before)
+    except np.linalg.LinAlgError as error:
+        msg = (
+            "The distribution over units cannot be estimated: losses of single units are too far from parabolas. Start closer, "
+            "return residuals (kind='residuals') if the model is one of least squares, or share some of the parameters."
+        )
+        raise ValueError(msg) from error
 
 
 def _given(
