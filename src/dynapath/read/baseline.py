@@ -126,7 +126,7 @@ class Coding:
         columns = {}
         for i, name in enumerate(names):
             values = np.asarray(arrays["subjects"][str(i)])
-            columns[name] = values if values.dtype.kind == "f" else values.astype(str).astype(object)
+            columns[name] = values if values.dtype.kind == "f" else np.array(list(map(str, values)), dtype=object)
         return cls(
             str(arrays["formula"]),
             pd.DataFrame(columns),
