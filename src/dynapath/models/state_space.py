@@ -110,7 +110,7 @@ class StateSpace(nn.Module):
     def system(self, baseline: Float[Tensor, "subject covariate"]) -> System:
         """Dynamics of subjects with this baseline."""
         rows = pad(baseline, (1, 0), value=1.0)
-        spread, noise = self.spread_root.tril(), self.noise_root.tril()
+        spread, noise = self.spread_root, self.noise_root
         return System(
             rate=(self.rate[:, None] + baseline @ self.rate_slopes).clamp(*RATES),
             drift=rows @ self.drift,
@@ -197,7 +197,7 @@ class StateSpace(nn.Module):
             self.drift: 10.0,
             self.start[:, 1:]: 1.0,
             self.loadings: 0.5,
-            self.spread_root.tril(): 1.0,
-            self.noise_root.tril(): 5.0,
+            self.spread_root: 1.0,
+            self.noise_root: 5.0,
         }
         return sum(weight * value.square().sum((1, 2)) for value, weight in weights.items())
