@@ -1,6 +1,6 @@
 """Landmark forecasts: folds of patients, every model fitted without them, forecasts from their first k visits.
 
-Within the training patients of each fold, every model is fitted again without a third of them at a time. These inner
+Within the training patients of each fold, every model is fitted again without a fifth of them at a time. These inner
 forecasts calibrate intervals and weigh the models that are combined; no test patient has a part in either.
 """
 
@@ -21,7 +21,7 @@ from .combine import stacking_weights
 from .history import Horizon, Landmark, landmarks
 from .visits import FittedForecaster, Forecaster, Visits
 
-INNER_FOLDS = 3
+INNER_FOLDS = 5
 COLUMNS = (
     "model", "fold", "subject", "landmark", "time", "item", "observed", "predicted", "sd",
     "lower50", "upper50", "lower90", "upper90", "crps", "ahead",
