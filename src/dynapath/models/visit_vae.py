@@ -53,13 +53,13 @@ class Linears(nn.Module):
 
     def forward(self, x: Float[Tensor, "#member ... n_in"]) -> Float[Tensor, "member ... n_out"]:
         """Axes between the member and the features are kept."""
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        rows = x.flatten(1, -2)
         y = (
             rows @ self.weight
             if self.bias is None
             else torch.baddbmm(self.bias, rows.expand(len(self.weight), -1, -1), self.weight)
         )
-        return y.reshape(-1, *x.shape[1:-1], y.shape[-1])
+        return y.reshape(y.shape[0], *x.shape[1:-1], y.shape[-1])
 
 
 class Encoder(nn.Module):
@@ -176,6 +176,8 @@ class VisitVAE(nn.Module):
     def log_prob(self, z: Tensor, values: Tensor, observed: Tensor) -> Float[Tensor, "member subject visit"]:
         """Log-likelihood of what was measured at visits in states `z`."""
         out = self.decoder(z)
+        # A NaN would pass the mask below in the gradient.
+        values = torch.where(observed, values, 0.0)
         log_var = self.decoder.log_var.clamp(-9, 7)
         gaussian = -0.5 * ((values - out).square() * (-log_var).exp() + log_var + math.log(2 * math.pi))
         if self.bernoulli.any():

@@ -1,0 +1,387 @@
+"""Latent dynamics of visits from AnnData: recovery, invariances, what is written, and what is refused."""
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+import dynapath as dp
+from dynapath.stats import Schedule
+
+KEYS = {"subject_key": "patient", "time_key": "time"}
+QUICK = Schedule(n_epochs=8)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    """30 subjects, 4 items, some not measured."""
+    adata = dp.datasets.simulate_registry("visits", n_subjects=30, random_state=3)[:, [0, 1, 5, 6]].copy()
+    adata.var_names = ["x1", "x2", "x3", "x4"]
+    rng = np.random.default_rng(0)
+    adata.X[rng.random(adata.shape) < 0.1] = np.nan
+    adata.obs["arm"] = pd.Categorical(np.where(adata.obs["patient"].cat.codes % 3 == 0, "a", "b"))
+    return adata
+
+
+def fit(adata, *, baseline="~ y1 + y2 + C(arm)", schedule=QUICK, n_restarts=2, **options):
+    adata = adata.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(sign of a rate|say nothing of change).*")
+        dp.stats.fit_latent_dynamics(
+            adata, **KEYS, baseline=baseline, schedule=schedule, n_restarts=n_restarts, **options
+        )
+    return adata
+
+
+def predictions(adata, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*longest follow-up.*")
+        table = dp.stats.predict_visits(adata, times=[2.0, 7.5], **options)
+    return table.set_index(["subject", "time", "item"])["predicted"].sort_index()
+
+
+@pytest.fixture(scope="module")
+def fitted(registry):
+    return fit(registry)
+
+
+@pytest.mark.slow
+def test_decoded_trajectories_and_signs_of_rates_are_recovered_from_two_visits():
+    # Truth has standard deviation 1.47; seeds 0 to 4 gave .14 to .20, published training 1.3.
+    adata = dp.datasets.simulate_registry("linear2", random_state=0)
+    adata = fit(adata, baseline=[f"y{j + 1}" for j in range(50)], schedule=None, n_restarts=5, dynamics="diagonal")
+    model, truth = dp.get.visit_model(adata), adata.uns["truth"]
+    _, items = model.fitted.paths(model.read(adata).visits, truth["times"])
+    first = adata.obs.drop_duplicates("patient").sort_values("patient")
+    grown = (first["group"] == "G2").to_numpy()
+    assert np.sqrt(((items - truth["items"][grown.astype(int)]) ** 2).mean()) < 0.4
+    rates = np.sort(dp.get.parameters(adata).sort_index()[["A11", "A22"]].to_numpy(), axis=1)
+    decay, growth = np.median(rates[~grown], axis=0), np.median(rates[grown], axis=0)
+    assert (decay < 0).all()
+    assert growth[0] < 0 < growth[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"process_noise": True}], ids=["vae", "process noise"])
+def test_the_order_of_rows_and_the_names_of_patients_do_not_matter(registry, options):
+    first = fit(registry, **options)
+    order = np.random.default_rng(1).permutation(registry.n_obs)
+    again = fit(registry[order], **options)
+    names = registry[order].obs_names
+    for slot in ("X_latent_dynamics", "latent_dynamics_theta", "latent_dynamics_encoded"):
+        np.testing.assert_array_equal(first[names].obsm[slot], again.obsm[slot])
+    renamed = registry.copy()
+    renamed.obs["patient"] = renamed.obs["patient"].cat.rename_categories(lambda name: f"subject {name}")
+    np.testing.assert_array_equal(fit(renamed, **options).obsm["X_latent_dynamics"], first.obsm["X_latent_dynamics"])
+
+
+@pytest.mark.parametrize("options", [{}, {"process_noise": True}], ids=["vae", "process noise"])
+def test_the_origin_and_the_unit_of_time_do_not_matter(registry, options):
+    first = fit(registry, **options)
+    later, months = registry.copy(), registry.copy()
+    later.obs["time"] += 1000.0
+    months.obs["time"] *= 12.0
+    shifted, scaled = fit(later, **options), fit(months, **options)
+    for other in (shifted, scaled):
+        np.testing.assert_allclose(
+            other.obsm["X_latent_dynamics"], first.obsm["X_latent_dynamics"], rtol=1e-3, atol=1e-3
+        )
+    # Rates are per unit of time.
+    theta = first.obsm["latent_dynamics_theta"]
+    np.testing.assert_allclose(12 * scaled.obsm["latent_dynamics_theta"], theta, rtol=1e-3, atol=1e-3)
+
+
+def test_the_order_of_items_does_not_matter_for_the_filter(registry):
+    first, again = (
+        fit(registry, process_noise=True, n_restarts=1),
+        fit(registry[:, ::-1], process_noise=True, n_restarts=1),
+    )
+    np.testing.assert_allclose(predictions(again), predictions(first), rtol=1e-6)
+
+
+def test_new_patients_may_have_their_items_in_any_order(fitted, registry):
+    reordered = predictions(fitted, subjects=registry[:, ::-1])
+    np.testing.assert_array_equal(reordered, predictions(fitted, subjects=registry))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"process_noise": True}, {"dynamics": "learned", "schedule": Schedule(n_epochs=1), "n_restarts": 1}],
+    ids=["vae", "process noise", "learned field"],
+)
+def test_later_visits_cannot_change_a_prediction(registry, options):
+    adata = fit(registry, **options)
+    number = adata.obs.groupby("patient", observed=True)["time"].rank()
+    changed = adata.copy()
+    changed.X[(number > 2).to_numpy()] += 100.0
+    changed.obs.loc[number > 2, "time"] += 0.01
+    pd.testing.assert_series_equal(
+        predictions(adata, subjects=changed, given=2), predictions(adata, given=2), check_exact=True
+    )
+    # Nor can visits after the time that is predicted, whatever is given.
+    late = adata.copy()
+    late.X[(late.obs["time"] > 2.0).to_numpy()] -= 50.0
+    at_two = lambda table: table[table.index.get_level_values("time") == 2.0]
+    pd.testing.assert_series_equal(
+        at_two(predictions(adata, subjects=late)), at_two(predictions(adata)), check_exact=True
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"process_noise": True}], ids=["vae", "process noise"])
+def test_a_subject_alone_gets_what_it_gets_among_others(registry, options):
+    adata = fit(registry, **options)
+    everyone = predictions(adata, given=3)
+    name = str(registry.obs["patient"].iloc[0])
+    alone = predictions(adata, subjects=registry[registry.obs["patient"] == name].copy(), given=3)
+    np.testing.assert_allclose(alone, everyone.loc[[name]], rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_one_alone(registry, fitted):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    again = fit(registry)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    np.testing.assert_array_equal(again.obsm["X_latent_dynamics"], fitted.obsm["X_latent_dynamics"])
+    assert not np.array_equal(fit(registry, random_state=1).obsm["X_latent_dynamics"], fitted.obsm["X_latent_dynamics"])
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"process_noise": True, "calibration_folds": 2},
+        {"dynamics": "learned", "schedule": Schedule(n_epochs=1), "n_restarts": 1},
+    ],
+    ids=str,
+)
+def test_a_fit_predicts_the_same_after_a_file(registry, options, form, tmp_path):
+    adata = fit(registry, **options)
+    path = tmp_path / f"fit.{form}"
+    getattr(adata, f"write_{form}")(path)
+    back = anndata.read_h5ad(path) if form == "h5ad" else anndata.read_zarr(path)
+    pd.testing.assert_series_equal(predictions(back), predictions(adata), check_exact=True)
+
+
+def test_new_patients_are_coded_as_the_fit_was(registry, fitted):
+    # One arm only: the levels are those of the fit, or the columns would shift.
+    new = registry[registry.obs["arm"] == "a"].copy()
+    new.obs["arm"] = new.obs["arm"].cat.remove_unused_categories()
+    new.obs["patient"] = new.obs["patient"].cat.remove_unused_categories()
+    table = predictions(fitted, subjects=new)
+    np.testing.assert_allclose(table, predictions(fitted).loc[table.index], rtol=1e-6, atol=1e-6)
+    new.obs["arm"] = "c"
+    with pytest.raises(ValueError, match="'c'.*level that the fit did not see"):
+        dp.stats.predict_visits(fitted, subjects=new, times=[1.0])
+
+
+def test_items_that_were_not_measured_cannot_matter(registry):
+    # The mask, not the filler, keeps them out of the loss: a registry whose missing items hold other numbers in a layer.
+    from dynapath.dynamics.systems import LinearSystem
+    from dynapath.models.visit_forecast import batch_of
+    from dynapath.models.visit_scale import Scale
+    from dynapath.models.visit_vae import VisitVAE
+    from dynapath.read.visits import read_visits
+
+    visits = read_visits(registry, **KEYS, baseline="~ y1").visits
+    scale = Scale.by_span(visits, centred=True)
+    batch = batch_of(scale.apply(visits), scale)
+    model = VisitVAE(4, 1, LinearSystem(2))
+    z = torch.randn(1, *batch.times.shape, 2, requires_grad=True)
+    results = []
+    for filler in (0.0, torch.nan):
+        values = torch.where(batch.observed, batch.values, filler)
+        log_prob = model.log_prob(z, values, batch.observed)
+        results.append((log_prob.detach(), torch.autograd.grad(log_prob.sum(), z)[0]))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_slots_follow_the_rows_and_parameters_have_one_row_per_subject(fitted, registry):
+    assert fitted.uns["latent_dynamics"]["kind"] == "latent_dynamics"
+    assert fitted.obsm["X_latent_dynamics"].shape == fitted.obsm["latent_dynamics_std"].shape == (registry.n_obs, 2)
+    assert np.isfinite(fitted.layers["latent_dynamics_fitted"]).all()
+    table = dp.get.parameters(fitted)
+    assert list(table.columns) == ["A11", "A12", "A21", "A22", "n_visits"]
+    assert len(table) == registry.obs["patient"].nunique()
+    assert table["n_visits"].sum() == registry.n_obs
+    one = dp.get.parameters(fitted[fitted.obs["patient"] == table.index[3]])
+    np.testing.assert_array_equal(one.iloc[0, :4], table.iloc[3, :4])
+    history = fitted.uns["latent_dynamics"]["history"]
+    assert set(history) == {"reconstruction", "kl", "prediction", "consistency", "decoder", "restarts"}
+    assert len(history["restarts"]) == 2
+
+
+def test_bernoulli_items_are_predicted_as_probabilities(registry):
+    adata = registry.copy()
+    adata.X[:, 0] = np.where(np.isnan(adata.X[:, 0]), np.nan, adata.X[:, 0] > 1)
+    for options in ({}, {"process_noise": True}):
+        table = dp.stats.predict_visits(fit(adata, **options), times=[3.0], given=1)
+        binary = table["item"] == "x1"
+        assert table.loc[binary, "predicted"].between(0, 1).all()
+        assert table.loc[binary, "lower"].isna().all()
+        assert (table.loc[~binary, "lower"] < table.loc[~binary, "upper"]).all()
+
+
+def test_an_object_of_the_users_own_moves_the_states(registry):
+    class Decay:
+        """dz/dt = -theta z."""
+
+        n_latent, n_params = 2, 1
+
+        def flow(self, dt, z, theta):
+            return torch.exp(-theta * dt[..., None]) * z
+
+    adata = fit(registry, dynamics=Decay())
+    assert list(dp.get.parameters(adata).columns) == ["theta1", "n_visits"]
+    assert len(dp.stats.predict_visits(adata, times=[1.0], dynamics=Decay())) == 30 * 4
+    with pytest.raises(ValueError, match="dynamics of your own"):
+        dp.get.model(adata, "latent_dynamics")
+
+
+def test_a_copy_leaves_the_input_alone_and_a_view_is_not_needed(registry):
+    before = registry.copy()
+    out = dp.stats.fit_latent_dynamics(registry, **KEYS, n_restarts=1, schedule=QUICK, copy=True)
+    assert "X_latent_dynamics" in out.obsm
+    assert "X_latent_dynamics" not in registry.obsm
+    np.testing.assert_array_equal(registry.X, before.X)
+
+
+def test_whole_numbers_and_sparse_items_are_read(registry):
+    counts = registry.copy()
+    counts.X = sparse.csr_matrix(np.round(np.nan_to_num(10 * counts.X)))
+    assert np.isfinite(fit(counts).obsm["X_latent_dynamics"]).all()
+
+
+# Bad input: nothing is written, and the message names the value and the next step.
+def spoiled(registry, case):
+    adata = registry.copy()
+    obs = adata.obs
+    if case == "nan time":
+        obs.iloc[5, obs.columns.get_loc("time")] = np.nan
+    elif case == "infinite time":
+        obs.iloc[5, obs.columns.get_loc("time")] = np.inf
+    elif case == "words as time":
+        obs["time"] = "soon"
+    elif case == "dates":
+        obs["time"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(obs["time"] * 100, unit="D")
+    elif case == "twice":
+        obs.iloc[1, obs.columns.get_loc("time")] = obs["time"].iloc[0]
+        obs.iloc[1, obs.columns.get_loc("patient")] = obs["patient"].iloc[0]
+    elif case == "changing baseline":
+        obs.iloc[0, obs.columns.get_loc("y1")] += 1
+    elif case == "missing baseline":
+        obs.loc[obs["patient"] == obs["patient"].iloc[0], "y1"] = np.nan
+    elif case == "many levels":
+        obs["arm"] = obs["patient"].astype(str)
+    elif case == "all items constant":
+        adata.X[:] = 1.0
+    elif case == "one visit each":
+        adata = adata[~obs["patient"].duplicated().to_numpy()].copy()
+    elif case == "infinite item":
+        adata.X[0, 0] = np.inf
+    elif case == "key taken":
+        adata.obsm["X_latent_dynamics"] = np.zeros((adata.n_obs, 2))
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "words"),
+    [
+        ("nan time", ValueError, "missing or infinite in 1 rows, first for patient"),
+        ("infinite time", ValueError, "missing or infinite in 1 rows"),
+        ("words as time", ValueError, "neither a number nor a date"),
+        ("dates", ValueError, "time_unit='year'"),
+        ("twice", ValueError, "1 visits repeat a patient and time"),
+        ("changing baseline", ValueError, "'y1' changes within patient"),
+        ("missing baseline", ValueError, "baseline_missing='mean\\+indicator'"),
+        ("many levels", ValueError, "30 levels"),
+        ("all items constant", ValueError, "None of the 4 items varies"),
+        ("one visit each", ValueError, "At least some must have two"),
+        ("infinite item", ValueError, "infinite in row"),
+        ("key taken", ValueError, "would overwrite obsm\\['X_latent_dynamics'\\]"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(registry, case, error, words):
+    adata = spoiled(registry, case)
+    with pytest.raises(error, match=words):
+        dp.stats.fit_latent_dynamics(adata, **KEYS, baseline="~ y1 + C(arm)", schedule=QUICK)
+    assert "latent_dynamics" not in adata.uns
+    assert "latent_dynamics_theta" not in adata.obsm
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"subject_key": "person"}, KeyError, "'person'.*present: .*patient"),
+        ({"time_key": "when"}, KeyError, "'when'.*present"),
+        ({"baseline": "~ height"}, (KeyError, ValueError), "height"),
+        ({"layer": "z"}, KeyError, "'z'; present: expected"),
+        ({"estimator": "mean"}, ValueError, "'gls'.*it is 'mean'"),
+        ({"decoder": "cnn"}, ValueError, "it is 'cnn'"),
+        ({"dynamics": "cubic"}, ValueError, "'full'.*it is 'cubic'"),
+        ({"dynamics": 3}, TypeError, "have no n_latent"),
+        ({"dynamics": "lotka_volterra", "n_latent": 3}, ValueError, "n_latent is 3"),
+        ({"weights": {"entropy": 1.0}}, KeyError, "'entropy'; the terms are reconstruction"),
+        ({"preset": "2019"}, ValueError, "it is '2019'"),
+        ({"n_restarts": 0}, ValueError, "n_restarts must be at least 1"),
+        ({"calibration_folds": 1}, ValueError, "calibration_folds 0 or at least 2"),
+    ],
+)
+def test_bad_options_are_named(registry, options, error, words):
+    with pytest.raises(error, match=words):
+        dp.stats.fit_latent_dynamics(registry, **KEYS | {"schedule": QUICK} | options)
+    assert "latent_dynamics" not in registry.uns
+
+
+def test_what_is_left_out_is_told(registry):
+    adata = registry.copy()
+    adata.X[:, 2] = np.nan
+    adata.obs["site"] = 1.0
+    first = adata.obs["patient"] == adata.obs["patient"].iloc[0]
+    keep = ~(first & adata.obs["patient"].duplicated()).to_numpy()
+    with pytest.warns(UserWarning) as found:
+        dp.stats.fit_latent_dynamics(
+            adata := adata[keep].copy(), **KEYS, baseline="~ y1 + site", schedule=QUICK, n_restarts=1
+        )
+    said = " ".join(str(w.message) for w in found)
+    assert "x3 (never measured)" in said
+    assert "site" in said
+    assert "1 of 30 subjects have one visit" in said
+    assert list(adata.uns["latent_dynamics"]["params"]["dropped_items"]) == ["x3"]
+    assert np.isnan(adata.layers["latent_dynamics_fitted"][:, 2]).all()
+
+
+def test_diverging_restarts_are_an_error_that_names_the_epoch(registry):
+    with pytest.raises(RuntimeError, match="diverged in epoch [0-9]+.*lower lr"):
+        fit(registry, schedule=Schedule(n_epochs=3, lr=1e30), process_noise=False)
+
+
+def test_times_beyond_the_follow_up_are_flagged(fitted):
+    with pytest.warns(UserWarning, match="beyond the longest follow-up"):
+        table = dp.stats.predict_visits(fitted, times=[5.0, 50.0], given=1)
+    assert table.groupby("time")["extrapolated"].all().to_dict() == {5.0: False, 50.0: True}
+    width = (table["upper"] - table["lower"]).groupby(table["time"]).mean()
+    assert width[50.0] >= width[5.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"times": [np.nan]}, "finite"),
+        ({"times": [1.0], "given": 0}, "at least 1; it is 0"),
+        ({"times": [1.0], "interval": 1.5}, "it is 1.5"),
+    ],
+)
+def test_bad_requests_are_named(fitted, options, words):
+    with pytest.raises(ValueError, match=words):
+        dp.stats.predict_visits(fitted, **options)
+
+
+def test_a_fit_that_is_not_there_is_named(registry, fitted):
+    with pytest.raises(KeyError, match="there is no such fit"):
+        dp.stats.predict_visits(registry, times=[1.0])
+    with pytest.raises(KeyError, match="no item 'x1'"):
+        dp.stats.predict_visits(fitted, subjects=registry[:, 1:], times=[1.0])
