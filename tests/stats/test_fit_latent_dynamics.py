@@ -342,7 +342,7 @@ def test_what_is_left_out_is_told(registry):
     adata.obs["site"] = 1.0
     first = adata.obs["patient"] == adata.obs["patient"].iloc[0]
     keep = ~(first & adata.obs["patient"].duplicated()).to_numpy()
-    with pytest.warns(UserWarning) as found:
+    with pytest.warns(UserWarning, match="never measured|left out|one visit") as found:
         dp.stats.fit_latent_dynamics(
             adata := adata[keep].copy(), **KEYS, baseline="~ y1 + site", schedule=QUICK, n_restarts=1
         )
