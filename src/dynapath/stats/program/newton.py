@@ -6,7 +6,7 @@ loss, and rises after one that did not or where the matrix is not positive defin
 slowly; the secant through the last two of them tells where they lead (Anderson 1965, doi:10.1145/321296.321305, with one
 step of memory). Units that have converged leave the batch.
 
-A unit has converged when a step promises to lower its loss by no more than 1e-12 of it (1e-14 of a likelihood), some 1e-6
+A unit has converged when a step promises to lower its loss by no more than 1e-11 of it (1e-14 of a likelihood), some 1e-6
 standard errors, or moves no number by more than 1e-10 of its size.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from .problem import Expansion, Problem
 from .small import solve, take, units_last
 
-_LEAST_DECREASE, _LEAST_STEP = 1e-12, 1e-10
-_START, _LOWEST, _HIGHEST = 1e-3, 1e-14, 1e14
+_LEAST_DECREASE, _LEAST_STEP = 1e-11, 1e-10
+_START, _LOWEST, _HIGHEST = 1e-4, 1e-14, 1e14
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def minimise(
     alive = torch.isfinite(seen.f)
     before = None  # the step before, and how far it was gone
     # Newton's steps square the error, so the last one costs little.
-    least = _LEAST_DECREASE * (1.0 if problem.kind == "residuals" else 0.01)
+    least = _LEAST_DECREASE * (1.0 if problem.kind == "residuals" else 1e-3)
     for _ in range(max_iter):
         step, promise, definite = _step(seen, damping, hold)
         small = promise <= least * seen.f.abs()
@@ -103,17 +103,14 @@ def minimise(
         stuck = alive & (damping >= _HIGHEST)
         if bool((done | stuck | ~alive).any()):
             x = torch.where(done[:, None], x + step, x)
-            going = alive & ~done & ~stuck
-            u = x if len(rows) == n else u.index_copy(0, rows, x)
             converged[rows] |= done
-            if here is not at:
-                at.f[rows], at.g[rows], at.H[rows] = here.f, here.g, here.H
-            if not bool(going.any()):
-                rows = rows[:0]
+            alive = alive & ~done & ~stuck
+            if not bool(alive.any()):
                 break
             # Copying data costs as well, so units leave the batch in groups.
-            if int(going.sum()) < 0.7 * len(rows):
-                keep = torch.nonzero(going)[:, 0]
+            if int(alive.sum()) < 0.7 * len(rows):
+                u = _put(u, at, rows, x, here)
+                keep = torch.nonzero(alive)[:, 0]
                 rows, x, step = rows[keep], take(x, keep), take(step, keep)
                 promise, definite = promise[keep], definite[keep]
                 damping, factor = damping[keep], factor[keep]
@@ -122,8 +119,6 @@ def minimise(
                 hold = None if hold is None else hold[keep]
                 pulled = None if pulled is None else pulled.take(keep)
                 alive = torch.ones(len(rows), dtype=torch.bool)
-            else:
-                alive = going
         moved = step
         if problem.kind == "residuals":
             moved = _accelerated(step, before, damping <= 1e-2)
@@ -140,11 +135,15 @@ def minimise(
         damping = torch.where(better, damping * lower, damping * factor).clamp(_LOWEST, _HIGHEST * 2)
         damping = torch.where(definite, damping, damping.clamp_min(1e-2))
         factor = torch.where(better, 2.0, factor * 2.0).clamp(max=1e6)
-    else:
-        u = x if len(rows) == n else u.index_copy(0, rows, x)
-        if here is not at:
-            at.f[rows], at.g[rows], at.H[rows] = here.f, here.g, here.H
+    u = _put(u, at, rows, x, here)
     return Minimum(u, at, n_iter, converged)
+
+
+def _put(u: Tensor, at: Expansion, rows: Tensor, x: Tensor, here: Expansion) -> Tensor:
+    """Where the units `rows` are now, among all."""
+    if here is not at:
+        at.f[rows], at.g[rows], at.H[rows] = here.f, here.g, here.H
+    return u.index_copy(0, rows, x)
 
 
 def _accelerated(step: Tensor, before: tuple[Tensor, Tensor] | None, near: Tensor) -> Tensor:
