@@ -45,7 +45,6 @@ from ._over_time import (
     smallest_gap,
     uncertainty_handle,
 )
-
 from ._visit_trajectories import draw_visits
 
 if TYPE_CHECKING:
