@@ -83,10 +83,11 @@ def draw(tables: list[str], out: str) -> None:
         ax.plot(first["loss"], first[column], color="#0072B2", marker="o", ms=5, lw=1.2)
         for row in first.itertuples():
             ax.annotate(
-                f"{row.weight:g}", (row.loss, getattr(row, column)), xytext=(4, -9), textcoords="offset points", size=7
+                f"{row.weight:g}", (row.loss, getattr(row, column)), xytext=(6, -3), textcoords="offset points", size=7
             )
         for _, other in table[table["seed"] > table["seed"].min()].groupby("seed"):
             ax.plot(other["loss"], other[column], color="#0072B2", marker="o", ms=4, mfc="white", lw=0.6, alpha=0.7)
+        ax.margins(y=0.1)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
         ax.set_xlabel("loss of held-out ELBO (%)", size=9)
