@@ -1,7 +1,7 @@
 """dp.datasets.simulate_registry: visits of subjects in two groups with known dynamics.
 
 An item is a latent dimension, an offset of the item and noise: x_ij(t) = u(t) + delta_j + eps_ij(t), u' = A u of the subject's
-group. Designs and their parameters: Hackenberg et al. 2022 (Biometrical Journal) and 2023 (arXiv:2304.02500) and the code
+group. Designs and their parameters: Hackenberg et al. 2022 (Biometrical Journal) and 2023 (arXiv:2311.16286) and the code
 published with them; `weak_baseline` and `registry` are ours, the last after published dummy tables.
 """
 

@@ -8,7 +8,7 @@
 Terms of the loss, each a mean over a subject's visits: `reconstruction`, `kl` of N(m, exp s) to N(0, I), `prediction` (minus
 log-likelihood of each visit given the one before: its mu carried by the flow), `consistency` (squared gap of mu and m) and
 `decoder` (sum of squares of the decoder's weights).
-Source: Hackenberg et al., Biometrical Journal 2022 and arXiv:2304.02500; `prediction` and `gls` are ours, they identify what
+Source: Hackenberg et al., Biometrical Journal 2022 and arXiv:2311.16286; `prediction` and `gls` are ours, they identify what
 smoothing alone does not. All parameters have a leading axis of members: restarts, computed together.
 """
 

@@ -134,7 +134,7 @@ def fit_latent_dynamics(
 
     References
     ----------
-    Hackenberg et al. (2022), Biometrical Journal 64:1426-1445. Hackenberg et al. (2023), arXiv:2304.02500.
+    Hackenberg et al. (2022), Biometrical Journal 64:1426-1445. Hackenberg et al. (2023), arXiv:2311.16286.
 
     Examples
     --------
