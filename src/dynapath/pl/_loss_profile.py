@@ -37,7 +37,7 @@ def loss_profile(
     Parameters
     ----------
     table
-        From :func:`dynapath.stats.profile_loss`. Tables of several coefficients may be put together with
+        From :func:`dynapath.stats.profile_loss`, or from `profile` of what :func:`dynapath.stats.estimate` returned. Tables of several coefficients may be put together with
         :func:`pandas.concat`.
     legend
         Whether to add a legend, below the panels.
@@ -84,7 +84,7 @@ def loss_profile(
         ax.set_title(str(unit), size=LABEL_SIZE, loc="left")
         ax.set_xlabel(str(coefficient), size=LABEL_SIZE)
         if not own or ax.get_subplotspec().colspan.start == 0:
-            ax.set_ylabel("mean squared error", size=LABEL_SIZE)
+            ax.set_ylabel(str(table.attrs.get("loss", "mean squared error")), size=LABEL_SIZE)
         plain_axes(ax)
     if legend:
         handles = [

@@ -241,7 +241,9 @@ def test_the_profile_of_a_normal_mean_is_a_parabola_with_the_threshold_of_the_li
         row = fitted.summary().set_index("unit").loc[unit]
         assert inside.min() == pytest.approx(row["lower"], abs=0.05)
         assert inside.max() == pytest.approx(row["upper"], abs=0.05)
-    assert len(dp.pl.loss_profile(smooth, show=False)) == 2
+    axes = dp.pl.loss_profile(smooth, show=False)
+    assert len(axes) == 2
+    assert axes[0].get_ylabel() == "mean squared residual"
 
 
 def test_the_bootstrap_has_the_errors_of_the_theory():

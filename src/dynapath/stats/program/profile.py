@@ -56,10 +56,12 @@ def profile(
     count = n[rows][:, None]
     if problem.kind == "residuals":
         loss, threshold = 2.0 * f / count, 2.0 * best / count * np.exp(chi2.ppf(level, 1) / count)
+        label = "mean squared residual"
     else:
         loss, threshold = f, best + 0.5 * chi2.ppf(level, 1)
+        label = "negative log-likelihood"
     natural = problem.parameters.natural(start)[:, problem.parameters.elements.index(name)]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "unit": np.repeat(problem.arguments.units[rows].to_numpy(dtype=object), m),
             "coefficient": name,
@@ -69,3 +71,5 @@ def profile(
             "n": np.repeat(count.ravel(), m),
         }
     )
+    table.attrs["loss"] = label
+    return table

@@ -229,8 +229,8 @@ class Estimate:
         Returns
         -------
         One row per unit and value: `unit`, `coefficient`, `value`, `loss` (mean square of the residuals, or the negative
-        log-likelihood), `threshold` (values with a loss below form the confidence set of the likelihood ratio), `n`. Drawn by
-        :func:`dynapath.pl.loss_profile`.
+        log-likelihood), `threshold` (values with a loss below form the confidence set of the likelihood ratio), `n`.
+        `attrs["loss"]` says which loss it is. Drawn by :func:`dynapath.pl.loss_profile`.
         """
         _check_level(level)
         self._needs_program("profile")
