@@ -24,15 +24,18 @@ $(READY): pyproject.toml ci/constraints.txt
 	touch $@
 
 demo: export OMP_NUM_THREADS := 1
+demo: export NUMBA_NUM_THREADS := 1
 demo: $(READY) ## simulate, fit and plot; writes into demo/
 	$(PY) scripts/demo.py
 
 # Two workers with one thread each: more threads only compete on small data. The few long tests are shared out at the end.
 test: export OMP_NUM_THREADS := 1
+test: export NUMBA_NUM_THREADS := 1
 test: $(READY) ## all tests, and the examples of the docstrings
 	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules src tests
 
 coverage: export OMP_NUM_THREADS := 1
+coverage: export NUMBA_NUM_THREADS := 1
 coverage: $(READY) ## the same with line coverage
 	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules --cov --cov-report=term src tests
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-# Read by torch, BLAS and matplotlib when they are loaded, so this must come before any of them is. One thread each: the
-# tests run in several processes.
+# Read by torch, BLAS, numba and matplotlib when they are loaded, so this must come before any of them is. One thread each:
+# the tests run in several processes. The first parallel function of numba, such as those of UMAP, otherwise raises the
+# number of threads of torch as well, and all fits after it take many times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
