@@ -48,6 +48,18 @@ def test_each_subject_is_one_line_through_its_states(fitted):
     plt.close("all")
 
 
+def test_true_states_are_drawn_where_the_closest_affine_map_puts_them(fitted):
+    simulated = fitted.copy()
+    simulated.obsm["Z_true"] = fitted.obsm["X_latent_dynamics"] @ np.array([[2.0, 1.0], [0.0, -3.0]]) + 5.0
+    axes = dp.pl.latent_trajectories(simulated, key="latent_dynamics", truth="Z_true", dims=1, show=False)
+    fit, truth = (np.concatenate(axes[0].collections[i].get_segments()) for i in (0, 1))
+    np.testing.assert_allclose(truth, fit, atol=1e-5)
+    assert "truth" in [text.get_text() for text in axes[0].figure.legends[0].get_texts()]
+    with pytest.raises(KeyError, match="no 'states'; present: .*Z_true"):
+        dp.pl.latent_trajectories(simulated, key="latent_dynamics", truth="states")
+    plt.close("all")
+
+
 def test_what_is_not_there_is_named(fitted):
     with pytest.raises(KeyError, match="no subject 'nobody'"):
         dp.pl.subject_fit(fitted, "nobody")

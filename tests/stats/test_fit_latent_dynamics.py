@@ -255,6 +255,16 @@ def test_whole_numbers_and_sparse_items_are_read(registry):
     assert np.isfinite(fit(counts).obsm["X_latent_dynamics"]).all()
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_visits_that_stay_on_disk_are_fitted_alike(registry, tmp_path, copy):
+    registry.write_h5ad(tmp_path / "visits.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "visits.h5ad", backed="r")
+    found = dp.stats.fit_latent_dynamics(backed, **KEYS, schedule=QUICK, n_restarts=2, copy=copy)
+    np.testing.assert_array_equal(
+        (found if copy else backed).obsm["X_latent_dynamics"], fit(registry, baseline=None).obsm["X_latent_dynamics"]
+    )
+
+
 # Bad input: nothing is written, and the message names the value and the next step.
 def spoiled(registry, case):
     adata = registry.copy()
@@ -325,6 +335,7 @@ def test_bad_input_is_refused_before_anything_is_written(registry, case, error, 
         ({"dynamics": 3}, TypeError, "have no n_latent"),
         ({"dynamics": "lotka_volterra", "n_latent": 3}, ValueError, "n_latent is 3"),
         ({"weights": {"entropy": 1.0}}, KeyError, "'entropy'; the terms are reconstruction"),
+        ({"preset": "bimj2022"}, ValueError, "design of two visits, but .* first patient P0"),
         ({"preset": "2019"}, ValueError, "it is '2019'"),
         ({"n_restarts": 0}, ValueError, "n_restarts must be at least 1"),
         ({"calibration_folds": 1}, ValueError, "calibration_folds 0 or at least 2"),

@@ -60,6 +60,7 @@ def latent_trajectories(
     dims: int | Sequence[int] | None = None,
     groups: str | int | Iterable[str | int] | None = None,
     heldout: ArrayLike | None = None,
+    truth: str | None = None,
     level: float = 0.9,
     jitter: float = 0.2,
     size: float | None = None,
@@ -90,6 +91,9 @@ def latent_trajectories(
         Fitted groups to draw; cells of the others are light grey. By default all.
     heldout
         Times that the fit has not seen, to be marked. Lines go on to the last of them, dashed after the last snapshot.
+    truth
+        Slot of `obsm` with the true states of simulated visits, such as `"Z_true"`: drawn dashed, after the affine map that
+        brings them closest to the fitted ones. For fits of visits only.
     level
         Probability of the band in which a cell of the group lies, and of the darker band of the mean itself, drawn if the
         fit has a bootstrap or several members.
@@ -141,6 +145,7 @@ def latent_trajectories(
             adata,
             key=key,
             color=color,
+            truth=truth,
             dims=dims,
             size=size,
             palette=palette,
@@ -150,6 +155,9 @@ def latent_trajectories(
             show=show,
             return_fig=return_fig,
         )
+    if truth is not None:
+        msg = "truth is drawn for fits of visits only; compare snapshots with dp.metrics.trajectory_error."
+        raise ValueError(msg)
     fit = read_fit(adata, key, groups)
     shown = check_dims(range(1, fit.n_latent + 1) if dims is None else dims, fit.n_latent, key)
     if not shown:

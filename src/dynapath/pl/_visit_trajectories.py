@@ -19,12 +19,15 @@ from ._over_time import given_panels, new_panels
 if TYPE_CHECKING:
     from anndata import AnnData
 
+_DASHES = (0, (3, 2))
+
 
 def draw_visits(
     adata: AnnData,
     *,
     key: str,
     color: str | None,
+    truth: str | None,
     dims: int | Sequence[int] | None,
     size: float | None,
     palette: Palette | None,
@@ -34,9 +37,10 @@ def draw_visits(
     show: bool | None,
     return_fig: bool,
 ) -> Any:
-    """Lines through the states at a subject's visits, coloured by a column of `obs`."""
+    """Lines through the states at a subject's visits, coloured by a column of `obs`, and through the true ones."""
     schema = get.visit_fit(adata, key)["params"]["schema"]
     z = np.asarray(adata.obsm[LatentDynamicsKeys(key).latent], dtype=float)
+    true = None if truth is None else _fitted_truth(adata, truth, z)
     shown = check_dims(range(1, min(z.shape[1], 4) + 1) if dims is None else dims, z.shape[1], key)
     panels = new_panels(len(shown), figsize) if axes is None else given_panels(axes, len(shown), f"dims={shown}")
     time = np.asarray(adata.obs[str(schema["time_key"])], dtype=float)
@@ -54,6 +58,19 @@ def draw_visits(
     for ax, dim in zip(panels, shown, strict=True):
         lines = [np.column_stack([time[own], z[own, dim - 1]]) for own in rows]
         ax.add_collection(LineCollection(lines, colors=[rgba[own[0]] for own in rows], lw=0.8, alpha=alpha, zorder=1))
+        if true is not None:
+            lines = [np.column_stack([time[own], true[own, dim - 1]]) for own in rows]
+            ax.add_collection(
+                LineCollection(
+                    lines,
+                    colors=[rgba[own[0]] for own in rows],
+                    lw=1.0,
+                    ls=_DASHES,
+                    alpha=alpha,
+                    zorder=1.5,
+                    gid="truth",
+                )
+            )
         order = np.concatenate(rows)
         area = float(np.clip(2000 / len(order), 1, 9)) if size is None else size
         ax.scatter(time[order], z[order, dim - 1], s=area, c=rgba[order], alpha=min(1.0, 1.5 * alpha), lw=0, zorder=2)
@@ -61,16 +78,28 @@ def draw_visits(
         plain_axes(ax)
         ax.set_xlabel(str(schema["time_key"]), size=LABEL_SIZE)
         ax.set_ylabel(f"latent dimension {dim}", size=LABEL_SIZE)
-    if legend and color is not None:
-        handles = [Line2D([], [], color=look.colors[name], lw=1.6, label=name) for name in look.present]
+    if legend and (color is not None or true is not None):
+        handles = [] if color is None else [Line2D([], [], color=look.colors[n], lw=1.6, label=n) for n in look.present]
+        scale = None if color is None or handles else look.scale
+        if true is not None:
+            handles.append(Line2D([], [], color="0.25", lw=1.0, ls=_DASHES, label="truth"))
         if handles and axes is None:
             panels[0].figure.legend(
                 handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=TICK_SIZE
             )
         elif handles:
             panels[-1].legend(handles=handles, frameon=False, fontsize=TICK_SIZE)
-        elif look.scale is not None:
-            panels[0].figure.colorbar(look.scale, ax=list(panels), shrink=0.8, aspect=25, pad=0.02).set_label(
+        if scale is not None:
+            panels[0].figure.colorbar(scale, ax=list(panels), shrink=0.8, aspect=25, pad=0.02).set_label(
                 color, size=LABEL_SIZE
             )
     return finish(panels[0].figure, panels, show=show, return_fig=return_fig)
+
+
+def _fitted_truth(adata: AnnData, slot: str, z: Any) -> Any:
+    """True states in the latent space of the fit, which is any affine map away: by least squares."""
+    if slot not in adata.obsm:
+        msg = f"adata.obsm has no {slot!r}; present: {', '.join(adata.obsm) or 'nothing'}."
+        raise KeyError(msg)
+    design = np.column_stack([np.asarray(adata.obsm[slot], dtype=float), np.ones(len(z))])
+    return design @ np.linalg.lstsq(design, z, rcond=None)[0]

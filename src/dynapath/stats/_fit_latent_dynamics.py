@@ -90,7 +90,8 @@ def fit_latent_dynamics(
         Starts, computed together; the lowest loss is kept. The losses of all are in `uns`.
     preset
         `"forecast"`: `process_noise=True`. `"bimj2022"`, `"latentdynamics2023"`: penalties, steps and learning rates as
-        published (one subject a step, solution from the first visit or inverse variances). Deviations: items are scaled,
+        published (one subject a step, solution from the first visit or inverse variances); the first of them is for two
+        visits of each subject and refuses more. Deviations: items are scaled,
         gaps are squared, weights of solutions are defined by time, and the penalty of the variance of solutions is left out,
         which made trajectories worse where the truth is known. A preset overrides what it sets.
     schedule
@@ -173,7 +174,7 @@ def fit_latent_dynamics(
         time_unit=time_unit,
         layer=layer,
     )
-    _check_span(read.visits)
+    _check_span(read.visits, preset, subject_key)
     fitted = forecaster.fit(read.visits)
     intervals = None
     if calibration_folds:
@@ -273,7 +274,14 @@ def _check_options(
         raise ValueError(msg)
 
 
-def _check_span(visits: Visits) -> None:
+def _check_span(visits: Visits, preset: Preset | None, subject_key: str) -> None:
     if not (visits.n_visits > 1).any():
         msg = "No subject has two visits, so nothing is known of change. At least some must have two."
+        raise ValueError(msg)
+    many = visits.n_visits > 2
+    if preset == "bimj2022" and many.any():
+        msg = (
+            f"preset='bimj2022' is a design of two visits, but {many.sum()} subjects have more, first {subject_key} "
+            f"{visits.subjects[int(many.argmax())]}. Give two visits of each, or use preset='latentdynamics2023'."
+        )
         raise ValueError(msg)
