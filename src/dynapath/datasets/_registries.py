@@ -142,12 +142,12 @@ def pbc2(*, path: str | os.PathLike[str] | None = None) -> AnnData:
 
     Notes
     -----
-    Visits end with death or transplantation, so that what is seen late is seen of those who live [1]_.
+    Visits end with death or transplantation, so that what is seen late is seen of those who live.
 
     References
     ----------
-    .. [1] P. A. Murtaugh et al. Primary biliary cirrhosis: prediction of short-term survival based on repeated patient
-       visits. Hepatology 20:126-134, 1994. doi:10.1002/hep.1840200120
+    P. A. Murtaugh et al. Primary biliary cirrhosis: prediction of short-term survival based on repeated patient
+    visits. Hepatology 20:126-134, 1994. doi:10.1002/hep.1840200120
 
     Examples
     --------
@@ -184,8 +184,8 @@ def paquid(*, path: str | os.PathLike[str] | None = None) -> AnnData:
 
     References
     ----------
-    .. [1] L. Letenneur et al. Incidence of dementia and Alzheimer's disease in elderly community residents of south-western
-       France. International Journal of Epidemiology 23:1256-1261, 1994. doi:10.1093/ije/23.6.1256
+    L. Letenneur et al. Incidence of dementia and Alzheimer's disease in elderly community residents of south-western
+    France. International Journal of Epidemiology 23:1256-1261, 1994. doi:10.1093/ije/23.6.1256
 
     Examples
     --------
@@ -221,8 +221,8 @@ def aids(*, path: str | os.PathLike[str] | None = None) -> AnnData:
 
     References
     ----------
-    .. [1] A. I. Goldman et al. Response of CD4 lymphocytes and clinical consequences of treatment using ddI or ddC in
-       patients with advanced HIV infection. Journal of Acquired Immune Deficiency Syndromes 11:161-169, 1996.
+    A. I. Goldman et al. Response of CD4 lymphocytes and clinical consequences of treatment using ddI or ddC in
+    patients with advanced HIV infection. Journal of Acquired Immune Deficiency Syndromes 11:161-169, 1996.
 
     Examples
     --------

@@ -23,7 +23,7 @@ def gaussian_crps(
     """Continuous ranked probability score of normal forecasts, in the unit of the values.
 
     E|X - y| - E|X - X'| / 2, which for a normal X is sd (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)) with z = (y - mean) / sd
-    (Gneiting & Raftery 2007, doi:10.1198/016214506000001437, equation 21). |y - mean| where `sd` is 0.
+    (Gneiting & Raftery 2007, doi:10.1198/016214506000001437, equation 21). The distance of y from the mean where `sd` is 0.
 
     Parameters
     ----------

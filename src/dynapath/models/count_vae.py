@@ -427,6 +427,8 @@ class LinearCountVAE(_ShapedVAE, LinearSCVI):
         Width, depth and dropout of the encoder, and whether the decoder has batch normalisation (`batch_norm`). The rest is
         LinearSCVI's own and cannot be changed.
 
+    Notes
+    -----
     The other parameters are those of :class:`CountVAE`.
     """
 

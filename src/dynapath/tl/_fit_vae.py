@@ -110,8 +110,8 @@ def fit_vae(
 
     Notes
     -----
-    The loss is -ELBO + weight * penalty(s m) + weight * mean_i |m_i - y_i|^2 in nats per cell, with posterior means m, a
-    learned scale s and the standardised target y. A target such as a UMAP has seen all cells: what the encoder then says of
+    The loss is -ELBO + weight * penalty(s m) + weight * mean_i (m_i - y_i)'(m_i - y_i) in nats per cell, with posterior means
+    m, a learned scale s and the standardised target y. A target such as a UMAP has seen all cells: what the encoder then says of
     cells it was not trained on is held out from the encoder, not from the target.
 
     Examples
