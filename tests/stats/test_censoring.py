@@ -74,7 +74,7 @@ def test_the_seed_decides_and_neither_the_panel_nor_the_global_state_is_changed(
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other, equal_nan=True)
     np.testing.assert_array_equal(panel.X, before)
-    assert set(panel.layers) == {"incidence", "complete"}
+    assert set(panel.layers) - {None} == {"incidence", "complete"}
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 

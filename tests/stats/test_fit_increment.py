@@ -93,7 +93,7 @@ def test_a_new_fit_replaces_the_old_one_as_a_whole(fitted):
     dp.stats.impute_increment(fitted, interval=0.9)
     dp.stats.fit_increment(fitted, se=None)
     assert "increment_se" not in fitted.obsm
-    assert not any(name.startswith("increment_imputed") for name in fitted.layers)
+    assert not any(name.startswith("increment_imputed") for name in fitted.layers if name is not None)
     assert fitted.obsm["increment_params"].columns.tolist() == ["intercept", "state"]
 
 

@@ -90,7 +90,7 @@ def subject_fit(
         msg = f"The fit has no item {unknown[0]!r}; it has {', '.join(fitted_items[:20])}."
         raise KeyError(msg)
     if truth is not None and truth not in adata.layers:
-        msg = f"layers has no {truth!r} (truth); present: {', '.join(sorted(adata.layers)) or 'none'}."
+        msg = f"layers has no {truth!r} (truth); present: {', '.join(sorted(n for n in adata.layers if n is not None)) or 'none'}."
         raise KeyError(msg)
     names = adata.obs[str(schema["subject_key"])].astype(str)
     own = adata[(names == str(subject)).to_numpy()].copy()

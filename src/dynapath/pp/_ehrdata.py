@@ -109,7 +109,8 @@ def to_ehrdata(
             msg = f"obs has no column {name!r}; present: {', '.join(map(str, adata.obs.columns))}."
             raise KeyError(msg)
     if layer is not None and layer not in adata.layers:
-        msg = f"layers has no {layer!r}; present: {', '.join(map(str, adata.layers)) or 'none'}."
+        present = ", ".join(name for name in adata.layers if name is not None)
+        msg = f"layers has no {layer!r}; present: {present or 'none'}."
         raise KeyError(msg)
     try:
         from ehrdata import EHRData

@@ -188,7 +188,8 @@ def _days(df: pd.DataFrame, time: str, freq: str) -> NDArray:
             warnings.simplefilter("ignore", UserWarning)  # of unusual ways to write a date
             days = pd.to_datetime(column)
     except (ValueError, TypeError, FutureWarning) as error:
-        if "tz-aware" in str(error) or "time zones" in str(error).lower():
+        # Versions of pandas say "tz-aware", "time zones" or "timezones".
+        if "tz-aware" in str(error) or "timezone" in str(error).lower().replace(" ", ""):
             raise ValueError(_zoned(time, "mixed time zones")) from error
         msg = f"{time!r} does not read as dates: {error}. Convert it with pd.to_datetime first."
         raise ValueError(msg) from error

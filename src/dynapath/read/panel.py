@@ -354,6 +354,14 @@ def _local_date(value: object) -> pd.Timestamp:
     return stamp.tz_localize(None) if stamp is not pd.NaT and stamp.tzinfo is not None else stamp
 
 
+def frequency(dates: pd.DatetimeIndex) -> str | pd.offsets.BaseOffset | None:
+    """How regular dates go on; None where they are not regular, or fewer than three."""
+    with warnings.catch_warnings():
+        # Whether pandas gives a string or an offset, which depends on its version, is the same to `pd.date_range`.
+        warnings.simplefilter("ignore")
+        return pd.infer_freq(dates) if len(dates) > 2 else None
+
+
 def _check_spacing(days: pd.DatetimeIndex | NDArray, names: Iterable[object], where: str) -> None:
     names = [str(name) for name in names]
     if len(days) < 2:
@@ -363,7 +371,7 @@ def _check_spacing(days: pd.DatetimeIndex | NDArray, names: Iterable[object], wh
     wrong, why = gap <= zero, "must increase"
     if not wrong.any():
         # Months and quarters are regular too, though not equally long.
-        if isinstance(days, pd.DatetimeIndex) and len(days) > 2 and pd.infer_freq(days) is not None:
+        if isinstance(days, pd.DatetimeIndex) and frequency(days) is not None:
             return
         values, counts = np.unique(gap, return_counts=True)
         wrong, why = gap != values[counts.argmax()], "must be equally spaced"

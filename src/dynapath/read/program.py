@@ -52,7 +52,9 @@ def _place_of(adata: AnnData, name: str, *, required: bool) -> str | None:
         return f"{places[0]}/{name}"
     if not required:
         return None
-    there = "; ".join(f"{place}: {', '.join(map(str, getattr(adata, place).keys()))}" for place in _PLACES[:4])
+    # In newer versions of anndata X is among the layers, under None.
+    names = {place: [str(n) for n in getattr(adata, place).keys() if n is not None] for place in _PLACES[:4]}
+    there = "; ".join(f"{place}: {', '.join(held)}" for place, held in names.items())
     msg = f"program asks for {name!r}, which is in no slot. Name one with slots={{{name!r}: 'X'}}; present are {there}."
     raise KeyError(msg)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath import get
-from dynapath.read.panel import Panel, read_panel
+from dynapath.read.panel import Panel, frequency, read_panel
 
 from .increment.forecast import forecast
 
@@ -197,7 +197,7 @@ def _days_ahead(panel: Panel, horizon: int) -> pd.Index:
     if panel.dates is None:
         numbers = pd.to_numeric(pd.Series(panel.days.astype(str))).to_numpy()
         return pd.Index(numbers[-1] + (numbers[-1] - numbers[-2]) * np.arange(1, horizon + 1))
-    freq = pd.infer_freq(panel.dates) if len(panel.dates) > 2 else None
+    freq = frequency(panel.dates)
     if freq is not None:
         return pd.date_range(panel.dates[-1], periods=horizon + 1, freq=freq)[1:]
     return panel.dates[-1] + (panel.dates[-1] - panel.dates[-2]) * np.arange(1, horizon + 1)
