@@ -125,8 +125,9 @@ def latent_trajectories(
 
     Raises
     ------
-    KeyError : if there is no such fit or column.
-    ValueError : for dimensions, groups or times that do not exist, or another number of `axes` than panels.
+    KeyError : if there is no such fit, column or slot.
+    ValueError : for dimensions, groups or times that do not exist, another number of `axes` than panels, or `truth` of
+        snapshots.
 
     Notes
     -----

@@ -37,8 +37,8 @@ def loss_profile(
     Parameters
     ----------
     table
-        From :func:`dynapath.stats.profile_loss`, or from `profile` of what :func:`dynapath.stats.estimate` returned. Tables of several coefficients may be put together with
-        :func:`pandas.concat`.
+        From :func:`dynapath.stats.profile_loss`, or from `profile` of what :func:`dynapath.stats.estimate` returned. Tables
+        of several coefficients may be put together with :func:`pandas.concat`.
     legend
         Whether to add a legend, below the panels.
     figsize
