@@ -251,6 +251,7 @@ def test_plotting_leaves_the_random_state_of_the_session(adata):
         ({"heldout": [np.nan]}, ValueError, "heldout must be times as numbers"),
         ({"level": 90.0}, ValueError, "between 0 and 1; it is 90.0"),
         ({"jitter": 2.0}, ValueError, "jitter must lie between"),
+        ({"truth": "Z_true"}, ValueError, "truth is drawn for fits of visits only"),
     ],
 )
 def test_bad_input_is_named_and_no_figure_is_left(adata, options, error, message):
