@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from decimal import Decimal
 
 import anndata as ad
 import numpy as np
@@ -107,6 +108,68 @@ def test_missing_baseline_becomes_the_mean_and_an_indicator_on_request():
     visits = read(adata, baseline="~ age", baseline_missing="mean+indicator").visits
     assert visits.covariates == ("age", "missing(age)")
     np.testing.assert_allclose(visits.baseline, [[50, 0], [46.5, 1], [43, 0]])
+
+
+def ages(*three):
+    """Of patients a, b and c, as objects."""
+    return pd.Series([dict(zip("abc", three, strict=True))[name] for name in PATIENT], dtype=object).to_numpy()
+
+
+@pytest.mark.parametrize(
+    "age",
+    [(50, 61, 43), (50, 61.0, 43), (np.int64(50), np.float32(61), 43), (Decimal(50), Decimal(61), Decimal(43))],
+)
+def test_numbers_held_as_objects_are_numbers(age):
+    found = read(changed(age=ages(*age)), baseline="~ age + C(type)")
+    assert found.visits.covariates == ("age", "C(type)[T.II]")
+    np.testing.assert_array_equal(found.visits.baseline[:, 0], [50, 61, 43])
+    # New subjects may have them as objects, too, and numbers where the fit had objects.
+    schema = Schema.from_arrays(found.schema.to_arrays())
+    for adata in (registry(), changed(age=ages(*age))):
+        np.testing.assert_array_equal(read_new_visits(adata, schema).visits.baseline, found.visits.baseline)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+@pytest.mark.parametrize("dtype", [object, "Int64"])
+def test_missing_numbers_held_as_objects_are_missing_numbers(missing, dtype):
+    age = (
+        pd.Series(ages(50, missing, 43)).astype(dtype).to_numpy()
+        if dtype is object
+        else pd.array(ages(50, missing, 43), dtype)
+    )
+    visits = read(changed(age=age), baseline="~ age", baseline_missing="mean+indicator").visits
+    assert visits.covariates == ("age", "missing(age)")
+    np.testing.assert_allclose(visits.baseline, [[50, 0], [46.5, 1], [43, 0]])
+    with pytest.raises(
+        ValueError, match="'age' is missing for 1 subjects, first 'b'.*baseline_missing='mean\\+indicator'"
+    ):
+        read_visits(changed(age=age), **KEYS, baseline="~ age")
+
+
+def test_truth_held_as_objects_is_0_and_1():
+    visits = read(changed(treated=ages(True, False, True)), baseline="~ treated").visits
+    np.testing.assert_array_equal(visits.baseline, [[1], [0], [1]])
+
+
+def test_text_of_numbers_becomes_levels_and_the_conversion_is_named():
+    conversion = r"as text: adata.obs\['age'\] = pd.to_numeric\(adata.obs\['age'\]\)"
+    adata = changed(age=ages("50", "61", "43"))
+    with pytest.warns(UserWarning, match=f"'age' is not numeric.*{conversion}"):
+        found = read_visits(adata, **KEYS, baseline="~ age")
+    assert found.visits.covariates == ("age[T.50]", "age[T.61]")
+    adata.obs["age"] = pd.to_numeric(adata.obs["age"])
+    assert read(adata, baseline="~ age").visits.covariates == ("age",)
+    names = level_names(21)
+    names["site"] = [str(i // 2) for i in range(42)]
+    many = ad.AnnData(np.random.default_rng(0).normal(size=(42, 1)), pd.DataFrame(names, index=map(str, range(42))))
+    with pytest.raises(ValueError, match="'site' has 21 levels.*pd.to_numeric"):
+        read_visits(many, **KEYS, baseline="~ site")
+
+
+def test_text_in_place_of_a_number_of_the_fit_is_named():
+    schema = read(registry(), baseline="~ age").schema
+    with pytest.raises(ValueError, match="'age' is 'old' for subject 'b', but a number in the fit"):
+        read_new_visits(changed(age=ages(50, "old", 43)), schema)
 
 
 def changed(**columns):

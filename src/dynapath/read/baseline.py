@@ -6,7 +6,9 @@ import ast
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -77,7 +79,9 @@ class Coding:
                     "baseline_missing='mean+indicator' fills in means."
                 )
                 raise ValueError(msg)
-            if not is_number(known):
+            if is_number(known):
+                _check_numbers(subjects[name], name)
+            else:
                 new = subjects.loc[~subjects[name].astype(str).isin(known.astype(str)), name]
                 if len(new):
                     levels = ", ".join(sorted(known.astype(str).unique()))
@@ -166,13 +170,15 @@ def learn_coding(
             continue
         levels = table[name].astype(str).nunique()
         if levels > MOST_LEVELS:
-            msg = f"Baseline variable {name!r} has {levels} levels; more than {MOST_LEVELS} cannot be learned from. Merge rare ones."
+            advice = _conversion(name) if _reads_as_numbers(table[name]) else "Merge rare ones."
+            msg = f"Baseline variable {name!r} has {levels} levels; more than {MOST_LEVELS} cannot be learned from. {advice}"
             raise ValueError(msg)
         if f"C({name}" not in formula.replace(" ", "").replace("`", ""):
             kept = ", ".join(sorted(table[name].astype(str).unique()))
+            otherwise = f" {_conversion(name)}" if _reads_as_numbers(table[name]) else ""
             warnings.warn(
                 f"Baseline variable {name!r} is not numeric and becomes one column for each level but the first: {kept}. "
-                f"Write C({name}) to say that this is meant.",
+                f"Write C({name}) to say that this is meant.{otherwise}",
                 UserWarning,
                 stacklevel=5,
             )
@@ -211,12 +217,46 @@ def subject_table(obs: pd.DataFrame, subject: pd.Series, names: Sequence[str], *
             raise ValueError(msg)
     first = ~subject.duplicated().to_numpy()
     table = obs.loc[first, list(names)].set_axis(subject[first].astype(str), axis=0)
+    table = pd.DataFrame({name: _as_numbers(table[name]) for name in names}, index=table.index)
     return table.loc[[str(name) for name in subject.cat.categories]]
 
 
 def is_number(column: pd.Series) -> bool:
     """Whether a column enters as a number; booleans do."""
     return pd.api.types.is_numeric_dtype(column.dtype) and not isinstance(column.dtype, pd.CategoricalDtype)
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Numbers as floats, whether the column has a type of numbers or holds them as objects; text stays text."""
+    if column.dtype == object:
+        known = column[column.notna()]
+        if not len(known) or not all(isinstance(value, Real | Decimal | np.bool_) for value in known):
+            return column
+        return column.where(column.notna(), np.nan).astype(float)
+    return column.astype(float) if is_number(column) else column
+
+
+def _check_numbers(column: pd.Series, name: str) -> None:
+    """What was a number in the fit must be one in new subjects."""
+    known = column.dropna()
+    if is_number(column) or not len(known):
+        return
+    other = known[[not isinstance(value, Real) for value in known]]
+    example = other if len(other) else known
+    msg = (
+        f"Baseline variable {name!r} is {example.iloc[0]!r} for subject {example.index[0]!r}, but a number in the fit. "
+        f"{_conversion(name)}"
+    )
+    raise ValueError(msg)
+
+
+def _reads_as_numbers(column: pd.Series) -> bool:
+    """Whether each value that is not missing is the text of a number."""
+    return bool(pd.to_numeric(column.dropna().astype(str), errors="coerce").notna().all())
+
+
+def _conversion(name: str) -> str:
+    return f"If it holds numbers as text: adata.obs[{name!r}] = pd.to_numeric(adata.obs[{name!r}])."
 
 
 def _formula(baseline: str | Sequence[str] | None, obs: pd.DataFrame) -> tuple[str, list[str]]:
