@@ -194,7 +194,7 @@ def level_names(n):
 
 
 REFUSED = {
-    "unknown subject": (registry(), {"subject_key": "id"}, KeyError, r"no column 'id' \(subject_key\); present: patient, time"),
+    "unknown subject": (registry(), {"subject_key": "id"}, KeyError, r"no column 'id' \(subject_key\); present: age, patient, time"),
     "unknown time": (registry(), {"time_key": "when"}, KeyError, r"no column 'when' \(time_key\); present"),
     "unknown baseline": (registry(), {"baseline": "~ weight"}, KeyError, r"no column 'weight' \(baseline\); present"),
     "unknown layer": (registry(), {"layer": "log"}, KeyError, "layers has no 'log'"),

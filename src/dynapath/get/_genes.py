@@ -145,6 +145,7 @@ def observed_genes(
     KeyError : for unknown genes, with names like theirs.
     ValueError : for a fit with `use_rep`, which has no counts.
     """
+    from dynapath._columns import column_of
     from dynapath._sampling_error import weighted_mean
     from dynapath.read.counts import read_counts
 
@@ -157,7 +158,7 @@ def observed_genes(
     check_genes(adata, strings(params["genes"]), key)
     counts = read_counts(adata, params.get("layer"))
     by = params.get("size_factor_key")
-    library = np.asarray(counts.sum(1) if by is None else adata.obs[by], dtype=float).reshape(-1, 1)
+    library = np.asarray(counts.sum(1) if by is None else column_of(adata.obs, by), dtype=float).reshape(-1, 1)
     values = 1e4 * counts[:, adata.var_names.get_indexer(names)].toarray() / library
     tables = []
     for time, cells, weights in snapshot_weights(adata, key):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dynapath._columns import column_of
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -39,7 +41,8 @@ def long(adata: AnnData, *, layers: Sequence[str] | None = None) -> pd.DataFrame
             msg = f"layers has no {name!r}; present: {', '.join(sorted(present)) or 'none'}."
             raise KeyError(msg)
     names = {"unit": "unit", "time": "date", "value": "value"} | dict(adata.uns.get("panel", {}))
-    days = pd.Series(adata.var["date"] if "date" in adata.var else adata.var_names).reset_index(drop=True)
+    named = column_of(adata.var, "date", place="var") if "date" in adata.var else adata.var_names
+    days = pd.Series(named).reset_index(drop=True)
     try:
         days = pd.to_datetime(days.astype(str), format="ISO8601")
     except ValueError:

@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 from scvi.data.fields import NumericalObsField
 
+from dynapath._columns import column_of
 from dynapath.dynamics.group_dynamics import TimeScale
 
 
@@ -23,10 +24,7 @@ class TimeField(NumericalObsField):
 
     def validate_field(self, adata: AnnData) -> None:
         """Check that the user's column is there."""
-        if self.time_key not in adata.obs:
-            present = ", ".join(map(str, adata.obs.columns))
-            msg = f"obs has no column {self.time_key!r} with the time of the cells; present: {present}."
-            raise KeyError(msg)
+        column_of(adata.obs, self.time_key, argument="time_key")
 
     def _write_scaled(self, adata: AnnData, scale: TimeScale) -> None:
         adata.obs[self.attr_key] = scale.scaled(measured_times(adata, self.time_key))
@@ -49,5 +47,5 @@ class TimeField(NumericalObsField):
 
 def measured_times(adata: AnnData, time_key: str) -> np.ndarray:
     """Times of cells as numbers; categories that read as numbers are read as such."""
-    column = adata.obs[time_key]
-    return np.asarray(column.astype(str) if column.dtype == "category" else column).astype(float)
+    values = column_of(adata.obs, time_key, argument="time_key")
+    return np.asarray(values.astype(str) if values.dtype == "category" else values).astype(float)

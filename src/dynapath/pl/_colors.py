@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex, to_rgb, to_rgba, to_rgba_array
 
+from dynapath._columns import column_of
 from dynapath._keys import colors_key
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def color_cells(adata: AnnData, column: str, palette: Palette | None, drawn: NDA
     if not isinstance(column, str) or column not in adata.obs:
         msg = f"color must be a column of obs; {column!r} is not. Columns: {', '.join(map(str, adata.obs.columns))}."
         raise KeyError(msg)
-    values = adata.obs[column]
+    values = column_of(adata.obs, column, argument="color")
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         return _by_number(values, column, palette, drawn)
     return _by_category(adata, values, column, palette, drawn)

@@ -9,6 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from dynapath._columns import column_of
+
 LAYER = "tem_data"  # ehrdata's usual name
 
 
@@ -58,14 +60,14 @@ def from_ehrdata(
         if name in edata.obs:
             msg = f"edata.obs already has a column {name!r}. Choose another subject_key or time_key, or rename it."
             raise ValueError(msg)
-    times = tem[time_key] if time_key in tem else tem.index.to_series()
+    times = column_of(tem, time_key, place="tem") if time_key in tem else tem.index.to_series()
     numbers = pd.to_numeric(times, errors="coerce").to_numpy(dtype=float)
     times = np.asarray(times.astype(str)) if np.isnan(numbers).any() else numbers
     subject, at = np.nonzero(~np.isnan(values).all(1))
     obs = pd.DataFrame({subject_key: pd.Categorical(edata.obs_names.astype(str)[subject], edata.obs_names.astype(str))})
     obs[time_key] = times[at]
     for name in edata.obs:
-        obs[name] = edata.obs[name].iloc[subject].to_numpy()
+        obs[name] = column_of(edata.obs, name, place="obs").iloc[subject].to_numpy()
     obs.index = [f"{edata.obs_names[i]}_{j}" for i, j in zip(subject, at, strict=True)]
     return AnnData(X=values[subject, :, at], obs=obs, var=edata.var.copy())
 
@@ -104,10 +106,12 @@ def to_ehrdata(
     >>> import dynapath as dp
     >>> edata = dp.pp.to_ehrdata(dp.datasets.pbc2())  # doctest: +SKIP
     """
-    for name in (subject_key, time_key):
-        if name not in adata.obs:
-            msg = f"obs has no column {name!r}; present: {', '.join(map(str, adata.obs.columns))}."
-            raise KeyError(msg)
+    subject, time = (
+        column_of(adata.obs, name, argument=argument)
+        for name, argument in ((subject_key, "subject_key"), (time_key, "time_key"))
+    )
+    for name in adata.obs:
+        column_of(adata.obs, name)
     if layer is not None and layer not in adata.layers:
         present = ", ".join(name for name in adata.layers if name is not None)
         msg = f"layers has no {layer!r}; present: {present or 'none'}."
@@ -121,8 +125,8 @@ def to_ehrdata(
         first = adata.obs[adata.obs.duplicated([subject_key, time_key])].iloc[0]
         msg = f"{subject_key} {first[subject_key]!r} has two visits at {first[time_key]}. Keep one of them."
         raise ValueError(msg)
-    subjects, row = np.unique(adata.obs[subject_key].astype(str), return_inverse=True)
-    times, at = np.unique(adata.obs[time_key].to_numpy(), return_inverse=True)
+    subjects, row = np.unique(subject.astype(str), return_inverse=True)
+    times, at = np.unique(time.to_numpy(), return_inverse=True)
     values = adata.X if layer is None else adata.layers[layer]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=float)
     cube = np.full((len(subjects), adata.n_vars, len(times)), np.nan)

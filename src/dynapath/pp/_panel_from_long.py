@@ -10,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from dynapath._columns import check_columns, names_in
+
 LARGEST_EXACT = 2**53  # whole numbers beyond it are not all float64
 
 
@@ -86,11 +88,11 @@ def panel_from_long(
     012              1.0         NaN         2.0
     """
     covariates = [covariates] if isinstance(covariates, str) else list(covariates)
-    _check_columns(df, [unit, time, value, *covariates, *([] if observed is None else [observed])], covariates)
+    _check_table(df, [unit, time, value, *covariates, *([] if observed is None else [observed])], covariates)
     if not len(df):
         msg = "The table has no rows, so that there is no panel to make."
         raise ValueError(msg)
-    units = _units(df, unit)
+    units = names_in(df[unit], unit)
     days = _days(df, time, freq)
     names, row = np.unique(units, return_inverse=True)
     axis, column = np.unique(days, return_inverse=True)
@@ -126,20 +128,11 @@ def panel_from_long(
     )
 
 
-def _check_columns(df: pd.DataFrame, wanted: list[str], covariates: list[str]) -> None:
+def _check_table(df: pd.DataFrame, wanted: list[str], covariates: list[str]) -> None:
     if not isinstance(df, pd.DataFrame):
         msg = f"df must be a pandas DataFrame with one row per unit and day; it is {type(df).__name__}."
         raise TypeError(msg)
-    missing = [name for name in wanted if name not in df.columns]
-    if missing:
-        msg = f"The table has no column {missing[0]!r}; it has {', '.join(map(str, df.columns))}."
-        raise KeyError(msg)
-    twice = [name for name in wanted if list(df.columns).count(name) > 1]
-    if twice:
-        msg = (
-            f"The table has {list(df.columns).count(twice[0])} columns named {twice[0]!r}. Rename or drop all but one."
-        )
-        raise ValueError(msg)
+    check_columns(df, wanted)
     repeated = [name for name in covariates if covariates.count(name) > 1]
     if repeated:
         msg = f"covariates names {repeated[0]!r} {covariates.count(repeated[0])} times. Name each column once."
@@ -148,22 +141,6 @@ def _check_columns(df: pd.DataFrame, wanted: list[str], covariates: list[str]) -
     if slashed:
         msg = f"The covariate {slashed[0]!r} cannot name a layer: h5ad splits names at the slash. Rename the column."
         raise ValueError(msg)
-
-
-def _units(df: pd.DataFrame, unit: str) -> NDArray[np.object_]:
-    column = df[unit]
-    if column.isna().any():
-        position = int(np.flatnonzero(column.isna())[0])
-        msg = f"{unit!r} is missing in {int(column.isna().sum())} rows, first in row {position}. Drop or name them."
-        raise ValueError(msg)
-    distinct = pd.unique(column)
-    text = pd.Index([str(name) for name in distinct])
-    if text.has_duplicates:
-        same = text[text.duplicated()][0]
-        which = " and ".join(repr(name) for name, spelled in zip(distinct, text, strict=True) if spelled == same)
-        msg = f"Different values of {unit!r} read the same: {which}. Convert the column to text first."
-        raise ValueError(msg)
-    return column.astype(str).to_numpy(dtype=object)
 
 
 def _days(df: pd.DataFrame, time: str, freq: str) -> NDArray:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
+
+from dynapath._columns import check_columns, column_of, names_in
 
 
 def visits_from_long(
@@ -72,13 +75,26 @@ def visits_from_long(
         raise TypeError(msg)
     table = isinstance(baseline, pd.DataFrame)
     names = list(baseline.columns) if table else [baseline] if isinstance(baseline, str) else list(baseline)
-    _check_columns(df, [subject, time, item, value, *([] if table else names)])
+    check_columns(df, [subject, time, item, value, *([] if table else names)])
+    if not len(df):
+        msg = "The table has no rows, so that there are no visits to make."
+        raise ValueError(msg)
+    for name in names:
+        if table:
+            column_of(baseline, name, place="baseline")
+        elif names.count(name) > 1:
+            msg = f"baseline names {name!r} {names.count(name)} times. Name each column once."
+            raise ValueError(msg)
     taken = {subject, time} & set(map(str, names))
     if taken:
         msg = f"baseline has {taken.pop()!r}, which is the subject or the time. Leave it out."
         raise ValueError(msg)
-    who = df[subject].astype(str)
-    when = df[time]
+    who, what = pd.Series(names_in(df[subject], subject)), names_in(df[item], item)
+    when = df[time].reset_index(drop=True)
+    if when.isna().any():
+        row = int(np.flatnonzero(when.isna())[0])
+        msg = f"{time!r} is missing in {int(when.isna().sum())} rows, first in row {row}. Fill it in, or drop them."
+        raise ValueError(msg)
     if not pd.api.types.is_numeric_dtype(when.dtype):
         try:
             when = pd.to_datetime(when)
@@ -86,7 +102,7 @@ def visits_from_long(
             msg = f"{time!r} holds {when.iloc[0]!r}, neither a number nor a date. Convert it first."
             raise ValueError(msg) from error
     values = _numbers(df, value, who)
-    long = pd.DataFrame({"subject": who, "time": when, "item": df[item].astype(str), "value": values})
+    long = pd.DataFrame({"subject": who, "time": when, "item": what, "value": values})
     twice = long.duplicated(["subject", "time", "item"])
     if twice.any():
         first = long[twice].iloc[0]
@@ -117,30 +133,14 @@ def visits_from_long(
     return AnnData(X=wide.to_numpy(dtype=float), obs=obs, var=pd.DataFrame(index=pd.Index(items).astype(str)))
 
 
-def _check_columns(df: pd.DataFrame, wanted: list[str]) -> None:
-    for name in wanted:
-        if name not in df.columns:
-            msg = f"The table has no column {name!r}; it has {', '.join(map(str, df.columns))}."
-            raise KeyError(msg)
-    for name in wanted[:3]:
-        missing = df[name].isna()
-        if missing.any():
-            row = int(np.flatnonzero(missing)[0])
-            msg = f"{name!r} is missing in {int(missing.sum())} rows, first in row {row}. Fill it in, or drop them."
-            raise ValueError(msg)
-    if not len(df):
-        msg = "The table has no rows, so that there are no visits to make."
-        raise ValueError(msg)
-
-
-def _numbers(df: pd.DataFrame, value: str, who: pd.Series) -> pd.Series:
+def _numbers(df: pd.DataFrame, value: str, who: pd.Series) -> NDArray[np.float64]:
     numbers = pd.to_numeric(df[value], errors="coerce")
     lost = numbers.isna() & df[value].notna()
     if lost.any():
         row = int(np.flatnonzero(lost)[0])
         msg = f"{value!r} holds {df[value].iloc[row]!r} ({who.iloc[row]!r}, row {row}), which is no number. Code it as one."
         raise TypeError(msg)
-    return numbers.astype(float)
+    return numbers.to_numpy(dtype=float, na_value=np.nan)
 
 
 def _constant(df: pd.DataFrame, who: pd.Series, names: list[str], subject: str) -> pd.DataFrame:

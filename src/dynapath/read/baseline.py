@@ -16,6 +16,8 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from dynapath._columns import column_of
+
 MOST_LEVELS = 20
 Missing = Literal["error", "mean+indicator"]
 
@@ -203,10 +205,11 @@ def learn_coding(
 def subject_table(obs: pd.DataFrame, subject: pd.Series, names: Sequence[str], *, subject_key: str) -> pd.DataFrame:
     """One row per subject of columns that must not change within a subject."""
     for name in names:
-        if name not in obs:
-            msg = f"obs has no column {name!r} (baseline); present: {', '.join(map(str, obs.columns))}."
-            raise KeyError(msg)
-        several = obs[name].groupby(subject.to_numpy(), sort=False, observed=True).nunique(dropna=False)
+        several = (
+            column_of(obs, name, argument="baseline")
+            .groupby(subject.to_numpy(), sort=False, observed=True)
+            .nunique(dropna=False)
+        )
         if (several > 1).any():
             who = several.index[several > 1][0]
             values = ", ".join(map(str, obs.loc[(subject == who).to_numpy(), name].unique()[:3]))
@@ -263,7 +266,8 @@ def _formula(baseline: str | Sequence[str] | None, obs: pd.DataFrame) -> tuple[s
     if baseline is None or (not isinstance(baseline, str) and not len(baseline)):
         return "", []
     if not isinstance(baseline, str):
-        return "~ " + " + ".join(f"`{name}`" for name in baseline), list(baseline)
+        names = list(dict.fromkeys(baseline))
+        return "~ " + " + ".join(f"`{name}`" for name in names), names
     from formulaic import Formula
     from formulaic.errors import FormulaicError
 

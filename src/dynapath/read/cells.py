@@ -12,6 +12,8 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from dynapath._columns import column_of
+
 from .counts import read_counts
 
 COUNTS = ("nb", "zinb", "poisson")
@@ -217,11 +219,11 @@ def _categories(
 ) -> pd.Categorical | None:
     if key is None:
         return None
-    column = _column(adata, key, argument)
-    if column.isna().any():
-        msg = f"obs[{key!r}] is missing for {int(column.isna().sum())} cells. Fill it in or drop these cells."
+    given = column_of(adata.obs, key, argument=argument)
+    if given.isna().any():
+        msg = f"obs[{key!r}] is missing for {int(given.isna().sum())} cells. Fill it in or drop these cells."
         raise ValueError(msg)
-    values = pd.Categorical(column.astype(str))
+    values = pd.Categorical(given.astype(str))
     if remembered is None:
         return values
     unknown = set(values.categories) - set(remembered)
@@ -234,20 +236,13 @@ def _categories(
 def _size_factors(adata: AnnData, key: str | None) -> NDArray[np.float64] | None:
     if key is None:
         return None
-    factors = _column(adata, key, "size_factor_key").to_numpy(dtype=float)
+    factors = column_of(adata.obs, key, argument="size_factor_key").to_numpy(dtype=float)
     good = np.isfinite(factors) & (factors > 0)
     if not good.all():
         bad = adata.obs_names[~good][0]
         msg = f"obs[{key!r}] must be positive and finite; cell {bad!r} has not. Recompute it or drop the cell."
         raise ValueError(msg)
     return factors
-
-
-def _column(adata: AnnData, key: str, argument: str) -> pd.Series:
-    if key not in adata.obs:
-        msg = f"obs has no column {key!r} ({argument}); present: {_listed(adata.obs.columns)}."
-        raise KeyError(msg)
-    return adata.obs[key]
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -12,6 +12,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dynapath._columns import column_of
+
 UNLABELLED = "unlabelled"
 
 
@@ -90,8 +92,10 @@ def read_snapshots(
     ValueError : for times or counts that no snapshot model can use, naming the value and what to do.
     """
     times = read_times(adata, time_key, at_least=2 if remembered is None else 1)
-    batch = None if batch_key is None else _column(adata, batch_key, "batch_key")
-    size_factor = None if size_factor_key is None else _column(adata, size_factor_key, "size_factor_key")
+    batch = None if batch_key is None else column_of(adata.obs, batch_key, argument="batch_key")
+    size_factor = None
+    if size_factor_key is not None:
+        size_factor = column_of(adata.obs, size_factor_key, argument="size_factor_key")
     labels = read_labels(adata, labels_key, names=None if remembered is None else remembered.group_labels)
     counts = read_counts(adata, layer)
     if batch is not None:
@@ -137,7 +141,7 @@ def read_labels(adata: AnnData, labels_key: str | None, names: Sequence[str] | N
     """Known groups of cells: categories are the groups in sorted order, then UNLABELLED for missing values."""
     if labels_key is None:
         return None
-    labels = _column(adata, labels_key, "labels_key")
+    labels = column_of(adata.obs, labels_key, argument="labels_key")
     if names is None:
         names = sorted({str(value) for value in labels.dropna().unique()} - {UNLABELLED})
     values = [str(value) if pd.notna(value) and str(value) in names else UNLABELLED for value in labels]
@@ -155,27 +159,27 @@ def known_groups(labels: pd.Categorical, n_groups: int) -> NDArray[np.int64]:
 
 def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
     """Times of cells as numbers: a numeric column, or categories that read as numbers."""
-    column = _column(adata, time_key, "time_key")
+    values = column_of(adata.obs, time_key, argument="time_key")
     advice = f"Give numbers in one unit, e.g. days: adata.obs[{time_key!r}] = ..."
-    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype):
-        categorical = isinstance(column.dtype, pd.CategoricalDtype)
+    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dtype):
+        categorical = isinstance(values.dtype, pd.CategoricalDtype)
         # Categories without cells are what a subset leaves behind; they say nothing.
-        distinct = column.cat.remove_unused_categories().cat.categories if categorical else pd.unique(column.dropna())
+        distinct = values.cat.remove_unused_categories().cat.categories if categorical else pd.unique(values.dropna())
         try:
             as_number = {value: float(str(value)) for value in distinct}
         except ValueError:
             unreadable = next(value for value in distinct if not _reads_as_number(value))
             msg = f"obs[{time_key!r}] has the value {str(unreadable)!r}, which does not read as a number. {advice}"
             raise ValueError(msg) from None
-        if getattr(column.dtype, "ordered", False) and list(as_number.values()) != sorted(as_number.values()):
+        if getattr(values.dtype, "ordered", False) and list(as_number.values()) != sorted(as_number.values()):
             order = ", ".join(map(str, distinct))
             msg = f"The order of the categories of obs[{time_key!r}] ({order}) is not that of the numbers. {advice}"
             raise ValueError(msg)
-        times = np.array([np.nan if pd.isna(value) else as_number[value] for value in column], dtype=float)
-    elif pd.api.types.is_numeric_dtype(column.dtype):
-        times = column.to_numpy(dtype=float, na_value=np.nan)
+        times = np.array([np.nan if pd.isna(value) else as_number[value] for value in values], dtype=float)
+    elif pd.api.types.is_numeric_dtype(values.dtype):
+        times = values.to_numpy(dtype=float, na_value=np.nan)
     else:
-        msg = f"obs[{time_key!r}] is of type {column.dtype}, not numeric. {advice}"
+        msg = f"obs[{time_key!r}] is of type {values.dtype}, not numeric. {advice}"
         raise ValueError(msg)
     if not np.isfinite(times).all():
         where = np.flatnonzero(~np.isfinite(times))
@@ -310,13 +314,6 @@ def _warned(said: list[str], stacklevel: int) -> list[str]:
     for message in said:
         warnings.warn(message, UserWarning, stacklevel=stacklevel + 1)
     return said
-
-
-def _column(adata: AnnData, key: str, argument: str) -> pd.Series:
-    if key not in adata.obs:
-        msg = f"obs has no column {key!r} ({argument}); present: {_listed(adata.obs.columns)}."
-        raise KeyError(msg)
-    return adata.obs[key]
 
 
 def _check_batches_overlap(

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dynapath._columns import column_of
+
 # Whole numbers above this are no longer exact in float64.
 _EXACT_BELOW = 2.0**53
 
@@ -129,7 +131,7 @@ def read_dates(adata: AnnData) -> pd.DatetimeIndex | None:
     Dates with a time zone are read as local calendar dates, so that a change to summer time shifts nothing.
     """
     where = "var['date']" if "date" in adata.var else "var_names"
-    values = adata.var["date"] if "date" in adata.var else adata.var_names
+    values = column_of(adata.var, "date", place="var") if "date" in adata.var else adata.var_names
     if "date" not in adata.var:
         numbers = pd.to_numeric(pd.Series(values.astype(str)), errors="coerce").to_numpy(dtype=float)
         short = all(len(str(value)) < 8 for value in values)  # 20200416 is a date

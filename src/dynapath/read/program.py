@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from dynapath._columns import column_of
+
 _PLACES = ("layers", "obs", "obsm", "var", "varm")
 
 
@@ -68,7 +70,8 @@ def _array(adata: AnnData, name: str, place: str) -> Any:
             there = ", ".join(map(str, getattr(adata, where).keys())) if where in _PLACES else ", ".join(_PLACES)
             msg = f"slots asks for {place!r} as {name!r}, which does not exist; there are {there}."
             raise KeyError(msg)
-        values = getattr(adata, where)[key]
+        table = getattr(adata, where)
+        values = column_of(table, key, place=where) if isinstance(table, pd.DataFrame) else table[key]
     if values is None:
         msg = f"slots asks for X as {name!r}, but this AnnData has no X."
         raise KeyError(msg)

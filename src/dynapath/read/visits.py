@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dynapath._columns import column_of
 from dynapath._visits import Visits, from_rows
 
 from .baseline import Coding, Missing, learn_coding, subject_table
@@ -171,16 +172,9 @@ def _check_size(adata: AnnData) -> None:
         raise ValueError(msg)
 
 
-def _column(adata: AnnData, key: str, argument: str) -> pd.Series:
-    if key not in adata.obs:
-        msg = f"obs has no column {key!r} ({argument}); present: {', '.join(map(str, adata.obs.columns)) or 'none'}."
-        raise KeyError(msg)
-    return adata.obs[key]
-
-
 def _subjects(adata: AnnData, subject_key: str) -> pd.Series:
     """The subject of each row, as categories: as given if categorical, else in sorted order."""
-    column = _column(adata, subject_key, "subject_key")
+    column = column_of(adata.obs, subject_key, argument="subject_key")
     if column.isna().any():
         row = adata.obs_names[column.isna().to_numpy()][0]
         msg = f"{subject_key!r} is missing in {int(column.isna().sum())} rows, first in {row!r}. Name or drop them."
@@ -199,7 +193,7 @@ def _subjects(adata: AnnData, subject_key: str) -> pd.Series:
 def _times(
     adata: AnnData, time_key: str, time_unit: str | None, subject: pd.Series, subject_key: str
 ) -> Float[NDArray, " row"]:
-    column = _column(adata, time_key, "time_key")
+    column = column_of(adata.obs, time_key, argument="time_key")
     if time_unit is not None and time_unit not in _DAYS:
         msg = f"time_unit must be one of {', '.join(map(repr, _DAYS))}, or None for numbers; it is {time_unit!r}."
         raise ValueError(msg)
@@ -309,7 +303,7 @@ def _kinds(adata: AnnData, X: NDArray, kept: NDArray[np.int64]) -> tuple[str, ..
     if "kind" not in adata.var:
         binary = [np.isin(X[~np.isnan(X[:, j]), j], (0, 1)).all() for j in kept]
         return tuple("bernoulli" if is_binary else "gaussian" for is_binary in binary)
-    kinds = adata.var["kind"].astype(str).to_numpy()[kept]
+    kinds = column_of(adata.var, "kind", place="var").astype(str).to_numpy()[kept]
     for j, kind in zip(kept, kinds, strict=True):
         if kind not in ("gaussian", "bernoulli"):
             msg = f"var['kind'] is {kind!r} for item {adata.var_names[j]!r}; it must be 'gaussian' or 'bernoulli'."

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from dynapath import get
+from dynapath._columns import column_of
 from dynapath.models._random import concrete_seed
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ def sample_prior(
     model = get.model(adata, key)
     z, values, library = model.sample_prior(origin, random_state=seed)
     obs = pd.DataFrame(index=[f"prior_{i}" for i in range(n_cells)])
-    for column in (params.get("batch_key"), params.get("labels_key")):
-        if column is not None:
-            obs[str(column)] = adata.obs[column].to_numpy()[origin]
+    for argument in ("batch_key", "labels_key"):
+        name = params.get(argument)
+        if name is not None:
+            obs[str(name)] = column_of(adata.obs, name, argument=argument).to_numpy()[origin]
     if library is not None:
         obs["library"] = library
     return AnnData(
@@ -86,9 +88,9 @@ def _rows_of_batch(adata: AnnData, batch_key: str | None, batch: str | None) -> 
     if batch_key is None:
         msg = f"batch={batch!r} was given, but the fit has no batch_key. Leave it out."
         raise ValueError(msg)
-    column = adata.obs[batch_key].astype(str)
-    rows = np.flatnonzero(column == str(batch))
+    of_cells = column_of(adata.obs, batch_key, argument="batch_key").astype(str)
+    rows = np.flatnonzero(of_cells == str(batch))
     if not len(rows):
-        msg = f"obs[{batch_key!r}] has no batch {batch!r}; present: {', '.join(sorted(column.unique()))}."
+        msg = f"obs[{batch_key!r}] has no batch {batch!r}; present: {', '.join(sorted(of_cells.unique()))}."
         raise ValueError(msg)
     return rows
