@@ -16,7 +16,7 @@ infinite one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -110,7 +110,9 @@ def pool(
     if len(x):
         x = minimize(loss, x, jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}).x
     full, log_s = unpack(x)
-    return model.pooled(full, log_s, scale)
+    pooled = model.pooled(full, log_s, scale)
+    # What is known comes back as it was given, without the rounding of scales.
+    return pooled if fixed is None else replace(pooled, mean=np.where(np.isnan(fixed), pooled.mean, fixed))
 
 
 def scale_of(

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import least_squares
 
 from dynapath.read.panel import Panel
+from dynapath.stats.increment.bootstrap import Bootstrap
 from dynapath.stats.increment.estimate import estimate
 from dynapath.stats.increment.fit import fit
 from dynapath.stats.increment.problem import Problem
@@ -303,6 +304,41 @@ def test_automatic_differentiation_finds_the_same_minimum(method):
         peer, found = (fit(panel, pooling=pooling, method=m) for m in ("lm", method))
         np.testing.assert_allclose(found.loss, peer.loss, rtol=1e-6)
         np.testing.assert_allclose(found.params, peer.params, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "bounds"),
+    [("lm", (-0.1, 0)), ("lbfgs", (-0.02, 0)), ("lbfgs", (-0.1, 0)), ("lbfgs", (-0.007, 0)), ("adam", (-0.1, 0))],
+)
+def test_a_unit_is_clipped_exactly_where_its_state_coefficient_is_at_a_bound(method, bounds):
+    found = fit(make_panel(n_units=8, n_days=40, seed=1)[0], method=method, stable=bounds)
+    state = found.params[:, 1]
+    assert ((state >= bounds[0]) & (state <= bounds[1])).all()
+    at_bound = np.isclose(state, bounds[0], rtol=1e-12, atol=0)
+    assert at_bound.any()
+    np.testing.assert_array_equal(found.status == "clipped", at_bound)
+    assert (state[at_bound] == bounds[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "pooling"),
+    [("lm", "global"), ("lm", {"state": "global", "intercept": "partial"}), ("lbfgs", {"state": "global"})],
+)
+@pytest.mark.parametrize(("seed", "bounds"), [(0, (-0.1, 0)), (0, (-0.007, 0)), (2, (-0.02, 0))])
+def test_a_shared_state_coefficient_at_its_bound_clips_every_unit(method, pooling, seed, bounds):
+    found = fit(make_panel(n_units=8, n_days=40, seed=seed)[0], method=method, pooling=pooling, stable=bounds)
+    assert (found.status == "clipped").all()
+    assert (found.params[:, 1] == bounds[0]).all()
+
+
+def test_a_correction_that_ends_at_a_bound_clips_the_unit():
+    panel, _ = make_panel(n_units=12, n_days=15, seed=1)
+    before = fit(panel)
+    found = fit(panel, se="hessian", bias_correction=True, bootstrap=Bootstrap(20), progress=False)
+    at_bound = np.isin(found.params[:, 1], (-1, 0))
+    assert (at_bound & (before.status == "ok")).any()
+    np.testing.assert_array_equal(found.status == "clipped", at_bound)
+    np.testing.assert_array_equal(np.isnan(found.se[:, 1]), at_bound)
 
 
 def test_a_loss_of_ones_own_is_minimised():

@@ -152,7 +152,7 @@ def _pooled(
         params, before = np.where(np.isfinite(near.params), near.params, params), near.pooled
     while rounds < _MAX_ROUNDS:
         rounds += 1
-        pooled = _pool_expansions(
+        pooled, at_bound = _pool_expansions(
             problem, modes, params, sigma2, used, common=common, covariance=covariance, before=before
         )
         if common:
@@ -169,7 +169,7 @@ def _pooled(
         before = pooled
 
     ended = _outcome(status, how)
-    if modes[1] == "global" and pooled.mean[0 if single[0] else 1] in problem.bounds:
+    if at_bound:
         ended[status == OK] = CLIPPED
     params[np.ix_(status == CONSTANT, modes != "global")] = 0.0
     params[np.ix_(status == NO_DATA, single)] = np.nan
@@ -225,8 +225,8 @@ def _pool_expansions(
     common: bool,
     covariance: NDArray | None,
     before: Pooled | None,
-) -> Pooled:
-    """Pool the expansions of all units around `params`; a shared state coefficient stays within its bounds."""
+) -> tuple[Pooled, bool]:
+    """Pool the expansions of all units around `params`, and whether a shared state coefficient was kept at its bound."""
     parts = eliminated(problem, modes, params, sigma2, used)
     pooled_modes = modes[modes != "individual"]
     settings = {
@@ -237,14 +237,14 @@ def _pool_expansions(
     }
     pooled = pool(*parts, **settings)
     if modes[1] != "global":
-        return pooled
+        return pooled, False
     place = int(modes[0] != "individual")
     low, high = problem.bounds
     if low <= pooled.mean[place] <= high:
-        return pooled
+        return pooled, False
     fixed = np.full(len(pooled.mean), np.nan)
     fixed[place] = np.clip(pooled.mean[place], low, high)
-    return pool(*parts, **settings, fixed=fixed)
+    return pool(*parts, **settings, fixed=fixed), True
 
 
 def _given_pooled(

@@ -19,7 +19,7 @@ from .bootstrap import Bootstrap, Refits, refit
 from .counts import estimate_overdispersion
 from .errors import covariance_of, spreads_of
 from .estimate import Estimate, estimate
-from .problem import CONSTANT, MAX_ITER, NO_DATA, OK, Problem, data_status
+from .problem import CLIPPED, CONSTANT, MAX_ITER, NO_DATA, OK, Problem, data_status
 from .recursion import COUNT, LOSS, LOSSES, follow, reports_of
 from .solve import PUBLISHED_STEPS, divergence_rule, feasible_params, gradient_descent
 
@@ -139,6 +139,9 @@ def fit(
             covariance, of_means = refits.covariance, refits.pooled_covariance
         if bias_correction:
             found = without_bias(problem, found, modes, refits)
+            if covariance is not None and se != "bootstrap":
+                fixed = found.status == CLIPPED
+                covariance[fixed, 1, :] = covariance[fixed, :, 1] = np.nan
     result = assemble(problem, modes, found, covariance, of_means)
     if isinstance(loss, str):
         return result
@@ -207,18 +210,24 @@ def check_choices(
 
 
 def without_bias(problem: Problem, found: Estimate, modes: NDArray[np.str_], refits: Refits) -> Estimate:
-    """Estimates less the bias that refits showed; the state coefficient stays within its bounds."""
-    params = found.params - np.nan_to_num(refits.bias)
-    params[:, 1] = np.clip(params[:, 1], *problem.bounds)
+    """Estimates less the bias that refits showed; the state coefficient stays within its bounds, and the status says where."""
+    low, high = problem.bounds
+    params, status = found.params - np.nan_to_num(refits.bias), found.status.copy()
+    beyond = (params[:, 1] <= low) | (params[:, 1] >= high)
+    params[:, 1] = np.clip(params[:, 1], low, high)
     if found.pooled is None:
-        return replace(found, params=params)
+        status[(status == OK) & beyond] = CLIPPED
+        return replace(found, params=params, status=status)
     mean = found.pooled.mean - refits.pooled_bias
     if modes[1] != "individual":
         place = int(modes[0] != "individual")
-        mean[place] = np.clip(mean[place], *problem.bounds)
+        if modes[1] == "global":
+            beyond = np.full(len(params), not low < mean[place] < high)
+        mean[place] = np.clip(mean[place], low, high)
+    status[(status == OK) & beyond] = CLIPPED
     shared = modes == "global"
     params[:, shared] = mean[shared[modes != "individual"]]
-    return replace(found, params=params, pooled=replace(found.pooled, mean=mean))
+    return replace(found, params=params, status=status, pooled=replace(found.pooled, mean=mean))
 
 
 def bounds_of(*, stable: bool | tuple[float, float]) -> tuple[float, float]:

@@ -127,11 +127,16 @@ def estimate_with_torch(
         theta, n_iter = _adam(objective, theta, bounds, problem.max_iter, _one(learning_rate)), problem.max_iter
     params = start.params.copy()
     params[solved] = objective.unpack(theta) / information
+    # Read off the scaled coefficients, since a bound that was scaled and scaled back may differ from itself by rounding.
+    at_bound = np.zeros(panel.n_units, dtype=bool)
+    for bound, reached in zip(problem.bounds, objective.at_bounds(theta, bounds), strict=True):
+        params[np.flatnonzero(solved)[reached], 1] = bound
+        at_bound[solved] |= reached
     params[np.ix_(start.status == NO_DATA, shared)] = params[np.flatnonzero(solved)[0], shared]
     params[np.ix_(start.status == CONSTANT, shared)] = params[np.flatnonzero(solved)[0], shared]
     status = np.where(used, OK, start.status).astype(object)
     status[np.flatnonzero(solved)[~objective.flat(theta, bounds)]] = MAX_ITER
-    status[(status == OK) & np.isin(params[:, 1], problem.bounds)] = CLIPPED
+    status[(status == OK) & at_bound] = CLIPPED
     status[start.status == RANK_DEFICIENT] = RANK_DEFICIENT
     sigma2 = np.where(used, problem.residual_variance(params, float((~shared).sum())), np.nan)
     return Estimate(params, status, np.where(solved, n_iter, 0), sigma2)
@@ -232,6 +237,11 @@ class _Objective:
         value, _ = self.tensor(x)
         (gradient,) = torch.autograd.grad(value, x)
         return float(value.detach()), gradient.numpy()
+
+    def at_bounds(self, theta: NDArray, bounds: tuple[NDArray, NDArray]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Units whose state coefficient is at its lower bound, and at its upper one."""
+        low, high = (self.unpack(at)[:, 1].astype(bool) for at in (theta <= bounds[0], theta >= bounds[1]))
+        return low, high
 
     def flat(self, theta: NDArray, bounds: tuple[NDArray, NDArray]) -> NDArray[np.bool_]:
         """Whether each unit's loss has no slope left that leads to where it may go."""
