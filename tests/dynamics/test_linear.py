@@ -8,7 +8,7 @@ from scipy.linalg import expm
 from torch.autograd import gradcheck
 from torchdiffeq import odeint
 
-from dynapath.dynamics import flow, moments, noise_covariance, propagator, velocity
+from dynapath.dynamics import flow, linear, moments, noise_covariance, propagator, velocity
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 SOLVED = {"rtol": 1e-8, "atol": 1e-8}  # the solver's own tolerance is 1e-10 a step
@@ -157,11 +157,86 @@ def test_noise_alone_grows_with_time(Q):
 
 
 def test_a_strong_pull_leaves_the_stationary_covariance():
-    # A = -a I: the integral is Q (1 - exp(-2 a t)) / 2a. Van Loan's block holds exp(+a t) and exp(-a t) side by side.
-    a, Q = 30.0, torch.tensor([[1.0, 0.3], [0.3, 0.5]]).double()
-    torch.testing.assert_close(
-        noise_covariance(-a * torch.eye(2).double(), Q, at(1.0)), Q / (2 * a), rtol=1e-10, atol=0
-    )
+    # A = -a I: the integral is Q (1 - exp(-2 a t)) / 2a.
+    Q = torch.tensor([[1.0, 0.3], [0.3, 0.5]]).double()
+    for a in (30.0, 1e4):
+        torch.testing.assert_close(
+            noise_covariance(-a * torch.eye(2).double(), Q, at(1.0)), Q / (2 * a), rtol=1e-10, atol=0
+        )
+
+
+def closed_form(rates, V, Q, dt):
+    """In the coordinates of the eigenvectors each entry decays at the sum of two rates."""
+    sums = rates[:, None] + rates
+    inside = np.linalg.solve(V, np.linalg.solve(V, Q).T).T
+    safe = np.where(sums == 0, 1.0, sums)
+    return V @ (inside * np.where(sums == 0, dt, np.expm1(safe * dt) / safe)) @ V.T
+
+
+def test_noise_under_fast_decay_is_the_closed_form():
+    # Halving and doubling m times loses up to 2^m roundings: 1e4 is 2^13.3.
+    angle = 0.7
+    V = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for fast in (-40.0, -60.0, -800.0, -1e4, -1e6, -1e8):
+        for slow in (-0.1, 0.0, 2.0):
+            rates, Q = np.array([fast, slow]), np.array([[1.0, 0.2], [0.2, 0.5]])
+            P = noise_covariance(torch.tensor(V * rates @ V.T), torch.tensor(Q), at(1.0)).numpy()
+            exact = closed_form(rates, V, Q, 1.0)
+            np.testing.assert_allclose(P, exact, rtol=0, atol=1e-15 * max(-fast, 100.0) * exact.max())
+            if fast >= -1e4:
+                assert np.linalg.eigvalsh(P)[0] == pytest.approx(np.linalg.eigvalsh(exact)[0], rel=1e-6)
+
+
+def draw_system(rng, kind):
+    """A of 1 to 4 dimensions with a norm up to 20, and some Q, without full rank in every third case."""
+    d = int(rng.integers(2 if kind == "defective" else 1, 5))
+    A = rng.standard_normal((d, d))
+    if kind == "stable":
+        A = A - (np.linalg.eigvals(A).real.max() + rng.exponential()) * np.eye(d)
+    elif kind == "unstable":
+        A = A - (np.linalg.eigvals(A).real.max() - rng.uniform(0.5, 2)) * np.eye(d)
+    elif kind == "singular":
+        A[:, 0] = A[:, 1:] @ rng.standard_normal(d - 1)
+    else:  # one block of Jordan, seen from another basis
+        V = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        A = V @ (-rng.uniform(0, 2) * np.eye(d) + np.diag(rng.uniform(0.5, 2, d - 1), 1)) @ V.T
+    root = rng.standard_normal((d, int(rng.integers(1, d + 1))))
+    return rng.uniform(0.1, 20) * A / np.linalg.norm(A, 2) if A.any() else A, root @ root.T
+
+
+def quadrature(A, Q, dt):
+    """Gauss and Legendre's rule of ten nodes on panels in which A t is below 1."""
+    n = int(np.ceil(np.linalg.norm(A, 2) * dt)) + 1
+    node, weight = np.polynomial.legendre.leggauss(10)
+    s = (np.arange(n)[:, None] + (1 + node) / 2).ravel() * dt / n
+    Phi = expm(A * s[:, None, None])
+    return np.einsum("s,sij,jk,slk->il", np.tile(weight, n) * dt / (2 * n), Phi, Q, Phi)
+
+
+@pytest.mark.parametrize("kind", ["stable", "unstable", "singular", "defective"])
+def test_noise_covariance_of_random_systems_is_the_integral(kind):
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        A, Q = draw_system(rng, kind)
+        dt = rng.uniform(0.05, 1.0)
+        P = noise_covariance(torch.tensor(A), torch.tensor(Q), at(dt)).numpy()
+        expected = quadrature(A, Q, dt)
+        np.testing.assert_allclose(P, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+        assert np.linalg.eigvalsh(P)[0] >= -1e-13 * np.abs(expected).max()
+
+
+def test_a_system_is_the_same_beside_a_faster_or_a_diverged_one(Q):
+    A = torch.tensor([SYSTEMS["spiral"], [[-1e4, 3.0], [0.0, -1.0]], [[1e300, 0.0], [0.0, 1.0]]]).double()
+    alone = noise_covariance(A[0], Q, at(0.8))
+    together = noise_covariance(A, Q, at(0.8))
+    torch.testing.assert_close(together[0], alone, **EXACT)
+    torch.testing.assert_close(together[1], noise_covariance(A[1], Q, at(0.8)), **EXACT)
+    assert not torch.isfinite(together[2]).all()
+
+
+def test_noise_gradients_under_fast_decay(Q):
+    A = torch.tensor([[[-45.0, 10.0], [3.0, -0.2]], [[0.1, 0.2], [0.0, 0.1]]]).double().requires_grad_()
+    assert gradcheck(lambda A, Q, dt: noise_covariance(A, Q, dt), (A, Q.requires_grad_(), at(0.9).requires_grad_()))
 
 
 @systems
@@ -198,6 +273,37 @@ def test_moments_of_groups_and_copies_broadcast(Q):
     assert cov.shape == (4, 3, 3, 2, 2)
     alone = moments(A[2, 1], b[2, 1], m[2, 1], Q, Q, grid)
     torch.testing.assert_close((mean[2, 1], cov[2, 1]), alone, **EXACT)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_no_step_is_too_short_for_moments(unit):
+    # Steps of 2e-7, of one and the same length but for rounding, then one of nearly the same, and a long one.
+    times = torch.tensor([0.0, 2e-7, 4e-7, 6.00001e-7, 1.0]).double()
+    rate, Q = -1e6 / unit, torch.ones(1, 1).double() / unit
+    mean, cov = moments(at([[rate]]), torch.zeros(1).double(), torch.ones(1).double(), Q * 0, Q, times * unit)
+    torch.testing.assert_close(mean[:4, 0], torch.exp(-1e6 * times)[:4], rtol=1e-12, atol=0)
+    torch.testing.assert_close(cov[:, 0, 0], -torch.expm1(-2e6 * times) / 2e6, rtol=1e-9, atol=0)
+
+
+def test_steps_that_differ_by_rounding_cost_one_exponential(b, z, Q, monkeypatch):
+    lengths = []
+    whole = linear._transition
+    monkeypatch.setattr(linear, "_transition", lambda A, b, Q, dt: lengths.append(len(dt)) or whole(A, b, Q, dt))
+    A = torch.tensor(SYSTEMS["spiral"]).double()
+    for times in (torch.arange(11).double() / 10, torch.arange(11) / 10, 2020 + torch.arange(5).double() / 4):
+        mean, _ = moments(A, b, z, Q, Q, times - times[0])
+        for t, reached in zip(times - times[0], mean, strict=True):
+            torch.testing.assert_close(reached, flow(z, A, b, t.double()), rtol=1e-6, atol=1e-6)
+    assert lengths == [1, 1, 1]
+
+
+def test_moments_at_one_time_twice_are_the_same(b, z, Q):
+    A = torch.tensor(SYSTEMS["spiral"]).double()
+    mean, cov = moments(A, b, z, Q, Q, torch.tensor([0.5, 0.0, 0.5, 0.0]).double())
+    assert torch.equal(mean[0], mean[2])
+    assert torch.equal(cov[0], cov[2])
+    assert torch.equal(mean[1], z)
+    assert torch.equal(cov[3], Q)
 
 
 def test_moments_are_those_of_simulated_paths(Q):

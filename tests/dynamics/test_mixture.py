@@ -77,6 +77,17 @@ def test_moments_and_weights_are_those_of_the_equations(mixture):
             np.testing.assert_allclose(values(now.cov)[k, j], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_group_that_decays_fast_keeps_a_positive_variance():
+    # Along one diagonal of the plane the rate is -45, along the other -.1; start and noise are the same everywhere.
+    mixture = LinearMixture(1, 2, floor=1e-3).double()
+    with torch.no_grad():
+        mixture._A.copy_(torch.tensor([[-45.1, 44.9], [44.9, -45.1]], dtype=torch.float64) / 2)
+    variance = np.linalg.eigvalsh(values(mixture.at(torch.tensor([0.0, 1.0])).cov)[0, 1])
+    decay = np.exp(-0.2)
+    expected = [np.exp(-2) / 90 + 1e-3, decay + np.exp(-2) * (1 - decay) / 0.2 + 1e-3]
+    np.testing.assert_allclose(variance, expected, rtol=1e-10)
+
+
 def test_the_order_of_cells_does_not_matter(mixture, cells):
     z, index = cells
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(3))
