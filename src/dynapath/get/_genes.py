@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dynapath._names import as_text
+
 from ._fits import fit_record, strings
 from ._groups import draws, dynamics, group_names, snapshot_weights
 from ._model import model
@@ -68,7 +70,7 @@ def gene_trajectories(
     names = gene_names(adata, genes)
     observed = dynamics(adata, key).observed_times
     grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
-    found = gene_paths(adata, key, grid, adata.var_names.get_indexer(names))
+    found = gene_paths(adata, key, grid, as_text(adata.var_names).get_indexer(names))
     # Means are about normal as logarithms.
     factor = np.exp(half_width([np.log(paths.mean) for paths in found.draws], level))
     half = half_width([paths.velocity for paths in found.draws], level)
@@ -159,7 +161,7 @@ def observed_genes(
     counts = read_counts(adata, params.get("layer"))
     by = params.get("size_factor_key")
     library = np.asarray(counts.sum(1) if by is None else column_of(adata.obs, by), dtype=float).reshape(-1, 1)
-    values = 1e4 * counts[:, adata.var_names.get_indexer(names)].toarray() / library
+    values = 1e4 * counts[:, as_text(adata.var_names).get_indexer(names)].toarray() / library
     tables = []
     for time, cells, weights in snapshot_weights(adata, key):
         mean, lower, upper = weighted_mean(values[cells], weights, level)
@@ -175,17 +177,18 @@ def observed_genes(
 
 def gene_names(adata: AnnData, genes: str | Sequence[str]) -> list[str]:
     """`genes` as a list without repeats, all of them in `var_names`."""
-    asked = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    asked = [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
     if not asked:
         msg = "genes is empty. Name at least one of var_names."
         raise ValueError(msg)
-    unknown = [gene for gene in asked if gene not in adata.var_names]
+    present = as_text(adata.var_names)
+    unknown = [gene for gene in asked if gene not in present]
     if unknown:
         from difflib import get_close_matches
 
         # Names often differ in case alone.
-        known = {str(name).lower(): str(name) for name in adata.var_names}
-        close = [known[name] for name in get_close_matches(str(unknown[0]).lower(), list(known), n=3)]
+        known = {name.lower(): name for name in present}
+        close = [known[name] for name in get_close_matches(unknown[0].lower(), list(known), n=3)]
         hint = f"close to it: {', '.join(map(repr, close))}" if close else "no name is close to it"
         more = f" ({len(unknown)} of {len(asked)} genes are unknown)" if len(unknown) > 1 else ""
         msg = f"var_names has no {unknown[0]!r}; {hint}{more}."

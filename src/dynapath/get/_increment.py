@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath._keys import IncrementKeys
+from dynapath._names import as_text
 from dynapath.write import INCREMENT
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def increments(adata: AnnData, key: str) -> IncrementDynamics:
     from dynapath.dynamics import IncrementDynamics
 
     fitted = IncrementDynamics.from_arrays(increment_fit(adata, key)["state"])
-    rows = pd.Index(fitted.units).get_indexer(adata.obs_names.astype(str))
+    rows = as_text(fitted.units).get_indexer(as_text(adata.obs_names))
     if (rows < 0).any():
         unknown = adata.obs_names[rows < 0]
         msg = (

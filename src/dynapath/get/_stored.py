@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from dynapath._names import as_text
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,10 +17,10 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_genes(adata: AnnData, genes: list[str], key: str) -> None:
-    wanted = pd.Index(genes)
-    if adata.var_names.equals(wanted):
+    wanted, present = as_text(genes), as_text(adata.var_names)
+    if present.equals(wanted):
         return
-    missing = wanted.difference(adata.var_names)
+    missing = wanted.difference(present)
     if len(missing):
         what = f"{len(missing)} of them are missing, such as {missing[0]!r}"
     else:

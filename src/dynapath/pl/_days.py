@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dynapath._names import as_text
+
 from ._figure import LABEL_SIZE, TICK_SIZE
 
 if TYPE_CHECKING:
@@ -59,16 +61,17 @@ def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def rows_of(adata: AnnData, units: str | Sequence[str], most: int) -> list[int]:
     """Rows of the named units."""
-    names = [units] if isinstance(units, str) else list(units)
-    missing = [name for name in names if name not in adata.obs_names]
+    names = [units] if isinstance(units, str) else list(map(str, units))
+    present = as_text(adata.obs_names)
+    missing = [name for name in names if name not in present]
     if missing or not names:
         what = f"{missing[0]!r} is none of them" if missing else "none was given"
-        msg = f"units must be among obs_names ({', '.join(adata.obs_names[:3])}, ...); {what}."
+        msg = f"units must be among obs_names ({', '.join(present[:3])}, ...); {what}."
         raise ValueError(msg)
     if len(names) > most:
         msg = f"units names {len(names)} units, more than the {most} that are readable. Choose some of them."
         raise ValueError(msg)
-    return [int(adata.obs_names.get_loc(name)) for name in names]
+    return [int(present.get_loc(name)) for name in names]
 
 
 def reports_of(

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dynapath import get
+from dynapath._names import as_text
 
 from ._colors import safe_palette
 from ._figure import LABEL_SIZE, TICK_SIZE, finish, plain_axes
@@ -111,7 +112,7 @@ def subject_fit(
         here = predicted[predicted["item"] == item]
         ax.fill_between(here["time"], here["lower"], here["upper"], color=color, alpha=0.2, lw=0, zorder=1)
         ax.plot(here["time"], here["predicted"], color=color, lw=1.4, zorder=2)
-        column = own.var_names.get_loc(item)
+        column = as_text(own.var_names).get_loc(item)
         if truth is not None:
             ax.plot(time, np.asarray(own.layers[truth])[order, column], color="0.4", lw=1, ls="--", zorder=2.5)
         values = own[order].to_df(schema["layer"] or None)[item].to_numpy(dtype=float)

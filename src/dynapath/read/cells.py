@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from dynapath._columns import column_of
+from dynapath._names import as_text
 
 from .counts import read_counts
 
@@ -81,8 +82,8 @@ def read_cells(
         _categories(adata, batch_key, "batch_key", batches),
         _categories(adata, labels_key, "labels_key", labels),
         _size_factors(adata, size_factor_key),
-        adata.obs_names,
-        adata.var_names,
+        as_text(adata.obs_names),
+        as_text(adata.var_names),
     )
 
 
@@ -105,14 +106,15 @@ def read_target(
         name, values = "", target
     place = f"obsm[{name!r}]" if name else "target"
     if isinstance(values, pd.DataFrame):
-        missing = adata.obs_names.difference(values.index)
+        values, cells = values.set_axis(as_text(values.index)), as_text(adata.obs_names)
+        missing = cells.difference(values.index)
         if len(missing):
             msg = (
                 f"{place} has no row for {len(missing)} of {adata.n_obs} cells, such as {missing[0]!r}. Give every cell "
                 "coordinates, or fit the cells that have them: adata[target.index]."
             )
             raise ValueError(msg)
-        values = values.loc[adata.obs_names]
+        values = values.loc[cells]
     values = np.asarray(values, dtype=float)
     if values.ndim != 2 or len(values) != adata.n_obs:
         msg = f"{place} must have one row for each of {adata.n_obs} cells; its shape is {values.shape}."

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dynapath._columns import column_of
+from dynapath._names import as_text
 
 UNLABELLED = "unlabelled"
 
@@ -117,7 +118,7 @@ def read_snapshots(
             bad = adata.obs_names[~(np.isfinite(size_factor) & (size_factor > 0))][0]
             msg = f"obs[{size_factor_key!r}] must be positive and finite; cell {bad!r} has not. Recompute it or drop the cell."
             raise ValueError(msg)
-    return Snapshots(times, counts, batch, labels, size_factor, adata.obs_names, adata.var_names)
+    return Snapshots(times, counts, batch, labels, size_factor, as_text(adata.obs_names), as_text(adata.var_names))
 
 
 def read_points(adata: AnnData, *, time_key: str, use_rep: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dynapath._columns import column_of
+from dynapath._names import as_text
 
 # Whole numbers above this are no longer exact in float64.
 _EXACT_BELOW = 2.0**53
@@ -113,7 +114,7 @@ def read_panel(
     names = _covariate_names(adata, covariates, layer)
     source, lag = _columns(names, lags, adata.n_vars)
     z = np.stack([_matrix(adata, name, f"covariate {name!r}") for name in names]) if names else np.empty((0, *y.shape))
-    panel = Panel(y, z, tuple(names), source, lag, adata.obs_names, adata.var_names, dates)
+    panel = Panel(y, z, tuple(names), source, lag, as_text(adata.obs_names), as_text(adata.var_names), dates)
     if adata.n_vars < 2:
         msg = "The panel has one day, and an increment needs two. Rows must be units and columns days."
         raise ValueError(msg)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dynapath._columns import column_of
+from dynapath._names import as_text
 from dynapath._visits import Visits, from_rows
 
 from .baseline import Coding, Missing, learn_coding, subject_table
@@ -126,14 +127,15 @@ def read_new_visits(adata: AnnData, schema: Schema) -> ReadVisits:
     ValueError : as for :func:`read_visits`.
     """
     _check_size(adata)
-    missing = [item for item in schema.items if item not in adata.var_names]
+    present = as_text(adata.var_names)
+    missing = [item for item in schema.items if item not in present]
     if missing:
         msg = f"var_names has no item {missing[0]!r}, which the fit used ({len(missing)} missing). Add it, NaN where not measured."
         raise KeyError(msg)
     subject = _subjects(adata, schema.subject_key)
     times = _times(adata, schema.time_key, schema.time_unit, subject, schema.subject_key)
     _check_once(subject, times, schema.subject_key, schema.time_key)
-    X = _values(adata, schema.layer)[:, adata.var_names.get_indexer(list(schema.items))]
+    X = _values(adata, schema.layer)[:, present.get_indexer(list(schema.items))]
     for j, kind in enumerate(schema.kinds):
         if kind == "bernoulli":
             _check_binary(X[:, j], schema.items[j])

@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from dynapath import write
+from dynapath._names import as_text
 from dynapath.dynamics.named import NAMES
 from dynapath.dynamics.smooth import Estimator
 from dynapath.read.baseline import Missing
@@ -183,7 +184,7 @@ def fit_latent_dynamics(
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     found = fitted.describe(read.visits)
     items = np.full(adata.shape, np.nan)
-    items[:, adata.var_names.get_indexer(list(read.visits.items))] = read.to_rows(found.items)
+    items[:, as_text(adata.var_names).get_indexer(list(read.visits.items))] = read.to_rows(found.items)
     used = {} if noisy else {
         "dynamics": forecaster.dynamics if isinstance(forecaster.dynamics, str) else "own",
         "n_latent": found.smooth.shape[-1],

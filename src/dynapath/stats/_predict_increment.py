@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath import get
+from dynapath._names import as_text
 from dynapath.read.panel import Panel, frequency, read_panel
 
 from .increment.forecast import forecast
@@ -156,11 +157,12 @@ def _from_mapping(panel: Panel, given: Mapping[str, ArrayLike | pd.DataFrame], n
     for name in panel.covariates:
         table = given[name]
         if isinstance(table, pd.DataFrame):
-            unknown = panel.units.difference(table.index.astype(str))
+            table = table.set_axis(as_text(table.index))
+            unknown = panel.units.difference(table.index)
             if len(unknown):
                 msg = f"future_covariates[{name!r}] has no row for unit {unknown[0]!r} ({len(unknown)} are missing)."
                 raise ValueError(msg)
-            table = table.set_axis(table.index.astype(str)).loc[panel.units]
+            table = table.loc[panel.units]
         values = np.asarray(table, dtype=float)
         if values.ndim != 2 or values.shape[0] != panel.n_units or values.shape[1] < needed:
             msg = (

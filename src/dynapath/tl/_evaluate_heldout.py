@@ -16,6 +16,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from dynapath._names import as_text
 from dynapath.metrics import clouds, interpolate
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.read import counts as read
@@ -436,13 +437,14 @@ def _reconstructed(cells: _Cells, seed: int) -> sparse.csr_matrix:
 
 def _called(task: _Task, name: str, method: Method, rng: np.random.Generator) -> _Generated:
     """What a function returned, checked."""
-    genes = task.cells.adata.var_names
+    genes = as_text(task.cells.adata.var_names)
     result = method(task.cells.anndata(task.training), task.time, task.n_cells, rng)
     where = f"The method {name!r}, called for time {task.time:g},"
     if isinstance(result, pd.DataFrame):
         result = AnnData(result)
     if isinstance(result, AnnData):
-        missing, extra = genes.difference(result.var_names), result.var_names.difference(genes)
+        names = as_text(result.var_names)
+        missing, extra = genes.difference(names), names.difference(genes)
         if len(missing) or len(extra) or result.n_vars != len(genes):
             odd = f"without {str(missing[0])!r}" if len(missing) else f"with {str([*extra, 'a gene twice'][0])!r}"
             msg = (
@@ -450,7 +452,7 @@ def _called(task: _Task, name: str, method: Method, rng: np.random.Generator) ->
                 "Return result[:, train.var_names]."
             )
             raise ValueError(msg)
-        result = result.X if result.var_names.equals(genes) else result[:, genes].X
+        result = result.X if names.equals(genes) else result[:, names.get_indexer(genes)].X
     result = result if sparse.issparse(result) else np.asarray(result)
     expected = (task.n_cells, len(genes))
     if result.shape != expected:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy.sparse import vstack
 
 from dynapath import get
+from dynapath._names import as_text
 from dynapath.metrics import AffineMap
 from dynapath.models._random import concrete_seed, isolated_seed
 
@@ -210,7 +211,7 @@ def _chosen_cells(adata: AnnData, source: str | ArrayLike) -> NDArray[np.int64] 
         if not adata.obs_names.is_unique:
             msg = "source names cells, but obs_names are not unique. Run adata.obs_names_make_unique() or give a mask."
             raise ValueError(msg)
-        rows = adata.obs_names.get_indexer(given.astype(str))
+        rows = as_text(adata.obs_names).get_indexer(as_text(given))
         if (rows < 0).any():
             msg = f"source names cells that are not in obs_names, such as {str(given[rows < 0][0])!r}."
             raise KeyError(msg)

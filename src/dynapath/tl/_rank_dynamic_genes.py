@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath import get
+from dynapath._names import as_text
 from dynapath.models.draws import check_level, half_width
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def rank_dynamic_genes(
     for k, table in zip(np.repeat(chosen, max(1, len(asked))), rows, strict=True):
         table = table.assign(
             group=pd.Categorical([str(k)] * len(table), categories=[str(g) for g in range(fitted.n_groups)]),
-            gene=adata.var_names.to_numpy(),
+            gene=as_text(adata.var_names),
             extrapolated=table["time"] > last,
         ).sort_values("score", ascending=False, kind="stable")
         table["rank"] = np.arange(1, len(table) + 1)

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynapath._names import as_text
+
 from .small import take, units_last
 
 
@@ -86,7 +88,7 @@ def arguments_of(
     if units is None or len(units) != n:
         units = pd.RangeIndex(n)
     by_unit = {name: units_last(value) for name, value in by_unit.items()}
-    return Arguments(by_unit, {name: tensors[name] for name in shared}, units.astype(str).astype(object))
+    return Arguments(by_unit, {name: tensors[name] for name in shared}, as_text(units))
 
 
 def tensor_of(name: str, value: Any) -> Tensor:

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from dynapath._names import as_text
 from dynapath.read.program import read_arguments
 from dynapath.write import ESTIMATE
 
@@ -235,7 +236,7 @@ class Estimate:
         _check_level(level)
         self._needs_program("profile")
         names = [units] if isinstance(units, str) else list(self.units if units is None else units)
-        rows = self.units.get_indexer(pd.Index(names, dtype=object))
+        rows = self.units.get_indexer(as_text(names))
         if (rows < 0).any():
             msg = f"{names[int(np.argmin(rows))]!r} is no unit of this estimate; there are {', '.join(map(str, self.units[:5]))} ..."
             raise KeyError(msg)
@@ -373,7 +374,7 @@ class Estimate:
             raise KeyError(msg)
         found = cls.from_arrays(fit["state"])
         if found.per_unit:
-            rows = found.units.get_indexer(adata.obs_names.astype(str))
+            rows = as_text(found.units).get_indexer(as_text(adata.obs_names))
             if (rows < 0).any():
                 unknown = adata.obs_names[rows < 0]
                 msg = f"The estimate {key!r} does not know unit {unknown[0]!r} ({len(unknown)} in all). Run dp.stats.estimate again."
