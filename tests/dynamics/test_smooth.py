@@ -130,3 +130,13 @@ def test_gls_covariance_is_the_scatter_of_repeated_visits():
     )
     scatter = pooled.mean.var(0)
     torch.testing.assert_close(scatter, pooled.cov[0].diagonal(dim1=-2, dim2=-1), rtol=0.1, atol=0)
+
+
+def test_where_the_information_is_singular_nothing_is_known_and_the_rest_is_as_it_was():
+    Phi = torch.eye(2).repeat(3, 4, 1, 1)
+    Phi[1] = 1e12
+    mean, precision = torch.ones(3, 4, 2), torch.ones(3, 4, 2)
+    x0, cov = gls(Phi, torch.zeros(3, 4, 2), mean, precision)
+    assert torch.isnan(x0[1]).all()
+    assert torch.isnan(cov[1]).all()
+    torch.testing.assert_close(x0[[0, 2]], torch.full((2, 2), 4 / 4.0001))

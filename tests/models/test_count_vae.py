@@ -274,6 +274,11 @@ def test_after_training_nothing_of_its_cells_is_left(cells):
     assert np.isfinite(float(model.get_elbo(few)))
 
 
+def test_the_step_size_that_was_too_large_is_named(cells):
+    with pytest.raises(FloatingPointError, match=r"step size that is too large \(lr=1e\+30\).*plan_kwargs"):
+        built(CountVAE, cells).train(2, progress=False, plan_kwargs={"lr": 1e30})
+
+
 def test_one_cell_left_over_does_not_stop_the_training(cells):
     model = built(CountVAE, cells[:129].copy(), n_latent=2)
     model.train(2, progress=False, batch_size=128)

@@ -391,6 +391,15 @@ def test_absurd_step_sizes_raise_and_leave_a_finite_model(cells, training, phase
     assert not model.module.training
 
 
+@pytest.mark.parametrize(
+    ("plan", "said"), [({"lr": 1e30}, "lr=1e\\+30.*'lr'"), ({"eps": 1e-8}, "lr=2e\\+30.*Training")]
+)
+def test_the_step_size_that_was_used_is_named(cells, plan, said):
+    model = built(cells)
+    with pytest.raises(FloatingPointError, match=f"{said}.*or filter"):
+        model.train(training=Training(static_epochs=2, joint_epochs=2, lr=2e30, progress=False), plan_kwargs=plan)
+
+
 @pytest.mark.parametrize("phase", ["static", "joint"])
 def test_a_poisoned_parameter_is_caught_in_its_epoch(cells, phase):
     model = built(cells)

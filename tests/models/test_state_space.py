@@ -87,6 +87,18 @@ def test_what_was_not_measured_says_nothing(case):
     torch.testing.assert_close(with_blank[:, 0], log_prob[:, 0].detach())
 
 
+def test_a_member_without_a_covariance_gets_nan_and_the_others_what_they_had(case):
+    model, times, values, n_visits, baseline = case
+    with torch.no_grad():
+        expected, before = model.filter(times, values, n_visits, model.system(baseline))
+        model.spread_root[1] = 1e200
+        found, belief = model.filter(times, values, n_visits, model.system(baseline))
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
+    torch.testing.assert_close(belief.mean[0], before.mean[0], rtol=0, atol=0)
+    assert torch.isnan(found[1]).all()
+    assert torch.isnan(belief.mean[1]).all()
+
+
 def test_an_ornstein_uhlenbeck_process_is_recovered():
     # 400 subjects, 6 visits, one item: rate -.5, noise variance .4, measurement variance .1.
     from dynapath._visits import Visits

@@ -366,8 +366,12 @@ def test_what_is_left_out_is_told(registry):
 
 
 def test_diverging_restarts_are_an_error_that_names_the_epoch(registry):
-    with pytest.raises(RuntimeError, match="diverged in epoch [0-9]+.*lower lr"):
+    with pytest.raises(
+        RuntimeError, match=r"diverged in epoch [0-9]+.*up to lr=1e\+30.*lower lr: schedule=dp.stats.Schedule"
+    ):
         fit(registry, schedule=Schedule(n_epochs=3, lr=1e30), process_noise=False)
+    with pytest.raises(RuntimeError, match=r"diverged in step [0-9]+.*up to lr=1e\+200"):
+        fit(registry, schedule=Schedule(n_epochs=3, lr=1e200), process_noise=True)
 
 
 def test_times_beyond_the_follow_up_are_flagged(fitted):

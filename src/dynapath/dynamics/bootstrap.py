@@ -86,8 +86,8 @@ def bootstrap_mixture(
     broken = ~torch.stack([p.flatten(1).isfinite().all(1) for p in draws.parameters()]).all(0)
     if broken.any():
         msg = (
-            f"{int(broken.sum())} of {n_bootstrap} bootstrap refits diverged. Check the latent space for outliers, or "
-            "lower lr."
+            f"{int(broken.sum())} of {n_bootstrap} bootstrap refits diverged at steps of lr={lr:g}. Check the latent space for "
+            "outliers, or lower lr."
         )
         raise FloatingPointError(msg)
     return draws

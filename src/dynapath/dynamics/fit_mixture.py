@@ -115,7 +115,10 @@ def fit_mixture(
     # A restart that left the finite numbers has lost, whatever it reached before.
     reached = np.where(np.isfinite(reached), reached, -np.inf)
     if not np.isfinite(reached).any():
-        msg = f"All {n_restarts} restarts of the mixture of dynamics diverged. Check the latent space for outliers, or lower lr."
+        msg = (
+            f"All {n_restarts} restarts of the mixture of dynamics diverged at steps of lr={lr:g}. Check the latent space for "
+            "outliers, or lower lr."
+        )
         raise FloatingPointError(msg)
     groups = joint.argmax(-1).cpu().numpy()
     best = int(np.argmax(reached))

@@ -51,12 +51,16 @@ def gls(
     *,
     ridge: float = 1e-4,
 ) -> tuple[Float[Tensor, "*batch latent"], Float[Tensor, "*batch latent latent"]]:
-    """State at time 0 and its covariance by generalised least squares; visits with precision 0 do not count."""
+    """State at time 0 and its covariance by generalised least squares; visits with precision 0 do not count.
+
+    Both are NaN where the information is singular, so that one of many fits computed together does not end the others.
+    """
     weighted = Phi.mT * precision.unsqueeze(-2)
     d = mean.shape[-1]
     information = (weighted @ Phi).sum(-3) + ridge * torch.eye(d, dtype=mean.dtype, device=mean.device)
     right = (weighted @ (mean - c).unsqueeze(-1)).sum(-3)
-    cov = torch.linalg.inv(information)
+    cov, singular = torch.linalg.inv_ex(information)
+    cov = torch.where(singular[..., None, None] > 0, torch.nan, cov)
     return (cov @ right).squeeze(-1), cov
 
 

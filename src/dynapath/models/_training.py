@@ -78,11 +78,12 @@ class FiniteGuard(Callback):
 
     def __init__(self) -> None:
         self.epoch = 0
+        self.lr = torch.nan
         self.last_finite: dict[str, torch.Tensor] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the parameters of the epoch that has just ended, if they are finite."""
-        self.epoch = trainer.current_epoch
+        self.epoch, self.lr = trainer.current_epoch, pl_module.lr
         state = pl_module.module.state_dict()
         if all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point()):
             self.last_finite = {name: value.detach().clone() for name, value in state.items()}

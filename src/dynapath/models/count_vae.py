@@ -187,7 +187,7 @@ class _ShapedVAE:
             self._keep_history(stage)
             msg = (
                 f"Training left the finite numbers in epoch {guard.epoch + 1}; the model keeps the state before it. Likely "
-                "causes: a step size that is too large, or cells with extreme values. Lower it by "
+                f"causes: a step size that is too large (lr={guard.lr:g}), or cells with extreme values. Lower it by "
                 "train_kwargs={'plan_kwargs': {'lr': ...}}, or filter cells."
             )
             raise FloatingPointError(msg) from error

@@ -287,7 +287,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             "gradient_clip_val": options.gradient_clip if phase == "joint" else None,
             **train_kwargs,
         }
-        kwargs["plan_kwargs"] = {**plan, **kwargs.get("plan_kwargs", {})}
+        kwargs["plan_kwargs"] = {**plan, **(kwargs.get("plan_kwargs") or {})}
         kwargs["callbacks"] = [guard, progress, *kwargs.get("callbacks", ())]
         # Each phase has a history of its own: the loss means something else in each.
         self.history_, self.is_trained_ = None, False
@@ -302,10 +302,12 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 self.module.load_state_dict(guard.last_finite)
             self.module.eval()
             self._keep_history(phase)
+            given = train_kwargs.get("plan_kwargs") or {}
+            which = "train_kwargs={'plan_kwargs': {'lr': ...}}" if "lr" in given else "Training(lr=...)"
             msg = (
                 f"Training left the finite numbers in epoch {guard.epoch + 1} of the {phase} phase; the model keeps the "
-                f"state before it. Likely causes: a step size that is too large (lr={options.lr:g}, "
-                f"prior_lr={options.prior_lr:g}), or cells with extreme counts. Lower Training(lr=...) or filter cells."
+                f"state before it. Likely causes: a step size that is too large (lr={kwargs['plan_kwargs']['lr']:g}, "
+                f"prior_lr={kwargs['plan_kwargs']['prior_lr']:g}), or cells with extreme counts. Lower {which} or filter cells."
             )
             raise FloatingPointError(msg) from error
         # Only the first process logs.

@@ -135,13 +135,17 @@ class StateSpace(nn.Module):
     def update(
         self, belief: Belief, values: Float[Tensor, "subject item"], observed: Bool[Tensor, "subject item"]
     ) -> tuple[Belief, Float[Tensor, "member subject"]]:
-        """The belief after a visit, and the log-likelihood of the visit before it was seen."""
+        """The belief after a visit, and the log-likelihood of the visit before it was seen.
+
+        NaN where the covariance is not positive definite, as of a member that has diverged: the others go on.
+        """
         # An item that was not measured gets no loading, variance 1 and residual 0: it changes nothing.
         H = self.loadings[:, None] * observed[..., None]
         residual = torch.where(observed, values - (H @ belief.mean.unsqueeze(-1)).squeeze(-1), 0.0)
         variance = torch.where(observed, self.item_variance[:, None], 1.0)
         HP = H @ belief.cov
-        L = torch.linalg.cholesky(HP @ H.mT + torch.diag_embed(variance))
+        L, failed = torch.linalg.cholesky_ex(HP @ H.mT + torch.diag_embed(variance))
+        L = torch.where(failed[..., None, None] > 0, torch.nan, L)
         solved = torch.linalg.solve_triangular(L, torch.cat([HP, residual.unsqueeze(-1)], -1), upper=False)
         gain, u = solved[..., :-1], solved[..., -1:]
         log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)

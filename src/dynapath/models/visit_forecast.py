@@ -41,6 +41,7 @@ class FittedStateSpace:
     kinds: tuple[str, ...]
     covariates: tuple[str, ...]
     history: Float[NDArray, "step member"]
+    losses: Float[NDArray, " member"]
 
     kind: ClassVar[str] = "state_space"
 
@@ -108,7 +109,8 @@ class FittedStateSpace:
     def to_arrays(self) -> dict[str, Any]:
         """Everything that a forecast needs, as arrays."""
         network = {name: value.numpy().copy() for name, value in self.model.state_dict().items()}
-        return {"network": network, "scale": self.scale.to_arrays(), "history": self.history}
+        rest = {"history": self.history, "losses": self.losses}
+        return {"network": network, "scale": self.scale.to_arrays(), **rest}
 
     @classmethod
     def from_arrays(
@@ -118,7 +120,10 @@ class FittedStateSpace:
         network = {name: torch.as_tensor(np.asarray(value)) for name, value in arrays["network"].items()}
         model = StateSpace(len(items), len(covariates), network["rate"].shape[1])
         model.load_state_dict(network)
-        return cls(model, Scale.from_arrays(arrays["scale"]), items, kinds, covariates, np.asarray(arrays["history"]))
+        history = np.asarray(arrays["history"])
+        # Fits of earlier versions did not keep the final losses.
+        losses = np.asarray(arrays.get("losses", history[-1]))
+        return cls(model, Scale.from_arrays(arrays["scale"]), items, kinds, covariates, history, losses)
 
 
 def falling(visits: Visits) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dynapath.dynamics.nonlinear import LearnedField
 from dynapath.dynamics.smooth import Estimator, Smoothed, pool
 
 TERMS = ("reconstruction", "kl", "prediction", "consistency", "decoder")
@@ -208,6 +209,17 @@ class VisitVAE(nn.Module):
             log_prob = self.log_prob(ahead, batch.values[:, 1:], batch.observed[:, 1:])
             terms["prediction"] = -(log_prob * follows).sum(-1) / follows.sum(-1).clamp_min(1)
         return terms
+
+    def of_members(self) -> dict[str, nn.Parameter]:
+        """Parameters that each member has of its own; those of dynamics made elsewhere are shared by all."""
+        own = isinstance(self.dynamics, LearnedField)
+        return {name: p for name, p in self.named_parameters() if own or not name.startswith("dynamics.")}
+
+    @torch.no_grad()
+    def replace_members(self, which: Bool[Tensor, " member"], *, by: int) -> None:
+        """Copy one member over others."""
+        for p in self.of_members().values():
+            p[which] = p[by].clone()
 
     def parts(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the baseline network, which is held back by weight decay, and all others."""

@@ -97,7 +97,7 @@ def fit_latent_dynamics(
         which made trajectories worse where the truth is known. A preset overrides what it sets.
     schedule
         Epochs, learning rate, batch size and weight decay, :class:`dynapath.stats.Schedule`. With `process_noise` its epochs
-        are steps of all subjects (100 of at most .05 by default).
+        are steps (100 of at most .05 by default).
     calibration_folds
         Refit so many times without a part of the subjects, to calibrate the intervals of :func:`predict_visits` on those
         left out (conformal quantiles for each item and landmark); 5 is a good choice. 0: uncalibrated intervals.
@@ -155,7 +155,8 @@ def fit_latent_dynamics(
             n_latent=n_latent, n_restarts=n_restarts, random_state=random_state
         )
         if schedule is not None:
-            forecaster = replace(forecaster, n_steps=schedule.n_epochs, lr=schedule.lr)
+            given = {"n_steps": schedule.n_epochs, "lr": schedule.lr, "batch_size": schedule.batch_size}
+            forecaster = replace(forecaster, **{name: value for name, value in given.items() if value is not None})
     else:
         d = getattr(dynamics, "n_latent", 2) if n_latent is None else n_latent
         forecaster = VisitVAEForecaster(
@@ -228,7 +229,7 @@ def _history(fitted: Any) -> dict[str, Any]:
     from dynapath.models.visit_vae import TERMS
 
     if fitted.kind == "state_space":
-        return {"loss": fitted.history.min(1), "restarts": fitted.history[-1]}
+        return {"loss": fitted.history[:, int(np.argmin(fitted.losses))], "restarts": fitted.losses}
     return {name: fitted.history[:, j] for j, name in enumerate(TERMS)} | {"restarts": fitted.losses}
 
 

@@ -14,6 +14,7 @@ from dynapath.models.state_space import StateSpace
 from dynapath.models.visit_forecast import FittedStateSpace, state_space_tensors
 from dynapath.models.visit_scale import Scale
 
+from .training import diverged, one_cycle
 from .visits import Visits
 
 MOST_STATES = 16
@@ -58,40 +59,67 @@ class StateSpaceForecaster:
             jitter=0.1,
             generator=generator,
         )
-        history = self._train(model, state_space_tensors(scale.apply(visits)), generator)
-        best = int(np.argmin(history[-1]))
-        return FittedStateSpace(_member(model, best), scale, visits.items, visits.kinds, visits.covariates, history)
+        data = state_space_tensors(scale.apply(visits))
+        history, losses = self._train(model, data, generator)
+        best = int(np.argmin(losses))
+        return FittedStateSpace(
+            _member(model, best), scale, visits.items, visits.kinds, visits.covariates, history, losses
+        )
 
-    def _train(self, model: StateSpace, data: tuple, generator: torch.Generator) -> Float[NDArray, "step member"]:
-        times, values, n_visits, baseline = data
-        n_subjects, n_values = len(times), torch.isfinite(values).sum()
+    def _train(
+        self, model: StateSpace, data: tuple, generator: torch.Generator
+    ) -> tuple[Float[NDArray, "step member"], Float[NDArray, " member"]]:
+        """The loss of every restart at each step, and in the end of all subjects.
+
+        A restart whose loss is no longer finite is left out: its curve is NaN from there on, and its final loss infinite.
+
+        Raises
+        ------
+        RuntimeError : if all restarts diverge, naming the step and the step size.
+        """
+        n_subjects = len(data[0])
         optimizer = torch.optim.Adam(model.parameters(), self.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.n_steps, pct_start=0.2)
+        schedule = one_cycle(optimizer, self.lr, self.n_steps, warm_up=0.2)
+        alive = torch.ones(self.n_restarts, dtype=torch.bool)
         history = []
         for step in range(self.n_steps):
-            rows = slice(None)
+            rows = None
             if n_subjects > self.batch_size:
                 # Kept in order: the filter wants those with most visits first.
                 rows = torch.randperm(n_subjects, generator=generator)[: self.batch_size].sort().values
-            share = 1.0 if n_subjects <= self.batch_size else self.batch_size / n_subjects
-            log_prob, _ = model.filter(times[rows], values[rows], n_visits[rows], model.system(baseline[rows]))
-            loss = (model.penalty() - log_prob.sum(1) / share) / n_values
-            if not bool(torch.isfinite(loss).all()):
-                msg = (
-                    f"The loss of the state-space model is not finite at step {step}. Look for extreme values or times in "
-                    "the visits, or lower lr."
-                )
-                raise RuntimeError(msg)
+            loss = _loss(model, data, rows)
+            alive &= torch.isfinite(loss.detach())
+            if not bool(alive.any()):
+                raise diverged(f"in step {step}", self.lr)
             optimizer.zero_grad()
-            loss.sum().backward()
-            # Each member by itself, so that one restart cannot slow the others.
-            for parameter in model.parameters():
-                size = parameter.grad.flatten(1).norm(dim=1).clamp_min(5.0)
-                parameter.grad.mul_((5.0 / size).reshape(-1, *[1] * (parameter.ndim - 1)))
+            loss[alive].sum().backward()
+            _clip(model, alive)
             optimizer.step()
             schedule.step()
-            history.append(loss.detach().numpy().copy())
-        return np.array(history)
+            history.append(np.where(alive.numpy(), loss.detach().numpy(), np.nan))
+        with torch.no_grad():
+            final = _loss(model, data).numpy()
+        final = np.where(alive.numpy() & np.isfinite(final), final, np.inf)
+        if not np.isfinite(final).any():
+            raise diverged(f"in the last step, {self.n_steps - 1}", self.lr)
+        return np.array(history), final
+
+
+def _loss(model: StateSpace, data: tuple, rows: torch.Tensor | None = None) -> Float[torch.Tensor, " member"]:
+    """Minus the log-posterior for each measured value, from some of the subjects or from all."""
+    times, values, n_visits, baseline = data if rows is None else (array[rows] for array in data)
+    log_prob, _ = model.filter(times, values, n_visits, model.system(baseline))
+    share = len(times) / len(data[0])
+    return (model.penalty() - log_prob.sum(1) / share) / torch.isfinite(data[1]).sum()
+
+
+def _clip(model: StateSpace, alive: torch.Tensor, largest: float = 5.0) -> None:
+    """Cut the gradient of each parameter and restart by its own norm; a restart with one that is not finite gets none."""
+    norms = [p.grad.flatten(1).norm(dim=1) for p in model.parameters()]
+    sound = alive & torch.isfinite(torch.stack(norms)).all(0)
+    for parameter, norm in zip(model.parameters(), norms, strict=True):
+        factor = torch.where(sound, largest / norm.clamp_min(largest), 0.0)
+        parameter.grad.nan_to_num_().mul_(factor.reshape(-1, *[1] * (parameter.ndim - 1)))
 
 
 def _member(model: StateSpace, index: int) -> StateSpace:

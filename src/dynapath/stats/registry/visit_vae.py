@@ -94,10 +94,9 @@ class VisitVAEForecaster:
 
     def _one(self, model: VisitVAE, visits: Visits, member: int) -> VisitVAE:
         """One restart as a model of its own."""
-        stacked = {name for name, _ in model.named_parameters() if not name.startswith("dynamics.")}
+        stacked = model.of_members()
         dynamics = model.dynamics
         if isinstance(dynamics, LearnedField):
-            stacked |= {f"dynamics.{name}" for name, _ in dynamics.named_parameters()}
             with isolated_seed(0):
                 dynamics = LearnedField(dynamics.n_latent, dynamics.n_params)
         one = VisitVAE(
@@ -118,14 +117,13 @@ def _warn_of_signs(model: VisitVAE, baseline: torch.Tensor, losses: NDArray, dyn
     """Restarts about as good as the best must agree on whether each direction grows or decays, for most subjects."""
     if not dynamics.entries:
         return
-    with torch.no_grad():
-        A, _ = dynamics.unpack(model.theta(baseline))
-        rates = torch.linalg.eigvals(A).real.sort(-1).values.numpy()
-    signs = np.sign(rates.mean(1))
-    finite = np.isfinite(losses)
-    # Restarts that others beat clearly do not count: of them, half.
-    good = losses <= np.median(losses[finite])
+    # Restarts that others beat clearly do not count: of them, half; nor do those that diverged.
+    good = losses <= np.median(losses[np.isfinite(losses)])
     best = int(np.argmin(losses))
+    signs = np.zeros((len(losses), dynamics.n_latent))
+    with torch.no_grad():
+        A, _ = dynamics.unpack(model.theta(baseline)[good])
+        signs[good] = np.sign(torch.linalg.eigvals(A).real.sort(-1).values.numpy().mean(1))
     other = [r for r in np.flatnonzero(good) if (signs[r] != signs[best]).any()]
     if other:
         warnings.warn(
