@@ -9,8 +9,7 @@ specialise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,8 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
+
+from dynapath._threads import one_thread
 
 from .mixture import LinearMixture, marginal_log_prob
 
@@ -209,7 +210,7 @@ def descend(
     parameters = [p for p in copies.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     losses = []
-    with _single_thread():
+    with one_thread():
         for step in range(n_steps):
             if cooling:
                 optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / n_steps)) / 2
@@ -300,17 +301,6 @@ def _drift_between(
     """Velocity at `start` of the path under A = -kappa I that is at `goal` after `duration`."""
     effective = -np.expm1(-relaxation * duration) / relaxation if relaxation else duration
     return (goal - start) / effective
-
-
-@contextmanager
-def _single_thread() -> Iterator[None]:
-    """Small matrices on several threads cost more in waiting than they save."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _clip_each(parameters: list[Tensor], max_norm: float) -> None:

@@ -19,6 +19,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import NumericalObsField
 from scvi.model import SCVI, LinearSCVI
 
+from dynapath._threads import threads_for
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._count_module import CELL_KEY, CountModule, LinearCountModule
@@ -178,7 +179,9 @@ class _ShapedVAE:
         # scvi-tools leaves a trained module in evaluation mode, and Lightning would train it so.
         self.module.train()
         try:
-            super().train(max_epochs=n_epochs, **kwargs)
+            # Here and not around all: a search of neighbours by numba raises torch's number of threads.
+            with threads_for(kwargs["batch_size"] * self.summary_stats.n_vars):
+                super().train(max_epochs=n_epochs, **kwargs)
         except (FloatingPointError, ValueError, RuntimeError) as error:
             if not came_from_nan(error, self.module):
                 raise

@@ -20,6 +20,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
+from dynapath._threads import threads_for
 from dynapath.dynamics.choose_groups import candidate_groups, choose_n_groups
 from dynapath.dynamics.fit_mixture import refit_proportions
 from dynapath.dynamics.group_dynamics import GroupDynamics
@@ -294,7 +295,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         # scvi-tools leaves a trained module in evaluation mode, and Lightning would train it so.
         self.module.train()
         try:
-            super().train(max_epochs=n_epochs, **kwargs)
+            with threads_for(kwargs["batch_size"] * self.summary_stats.n_vars):
+                super().train(max_epochs=n_epochs, **kwargs)
         except (FloatingPointError, ValueError, RuntimeError) as error:
             if not came_from_nan(error, self.module):
                 raise

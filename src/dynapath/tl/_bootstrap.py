@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynapath import get, write
+from dynapath._threads import threads_for
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.options import Prior
 from dynapath.read import counts as read
@@ -110,18 +111,19 @@ def bootstrap(
     models = getattr(fitted, "members", None)
     models = (fitted,) if not isinstance(models, tuple) else models
     content: dict[str, Any] = {"n_bootstrap": int(n_bootstrap), "random_state": seed}
-    for m, (model, draws) in enumerate(zip(models, get.draws(adata, key), strict=True)):
-        if m:
-            # Only the states of the first member are stored. Encoding draws a sample: not from the session's random state.
-            with isolated_seed(0):
-                states, variance = model.get_latent_representation(return_dist=True)
-            std = np.sqrt(variance)
-        states, std = states[order], std[order]
-        z = states + std * np.random.default_rng(seeds[0]).standard_normal(states.shape)
-        one = {"dynamics": _refits(draws.fit, z, times, known, n_bootstrap, penalties, seeds[1]).to_arrays()}
-        if adata.uns[key]["kind"] == "dynamic_vae":
-            one["last_layer"] = _last_layer(model, z, order)
-        content[str(m)] = one
+    with threads_for(128 * adata.n_vars):
+        for m, (model, draws) in enumerate(zip(models, get.draws(adata, key), strict=True)):
+            if m:
+                # Only the states of the first member are stored. Encoding draws a sample: not from the session's random state.
+                with isolated_seed(0):
+                    states, variance = model.get_latent_representation(return_dist=True)
+                std = np.sqrt(variance)
+            states, std = states[order], std[order]
+            z = states + std * np.random.default_rng(seeds[0]).standard_normal(states.shape)
+            one = {"dynamics": _refits(draws.fit, z, times, known, n_bootstrap, penalties, seeds[1]).to_arrays()}
+            if adata.uns[key]["kind"] == "dynamic_vae":
+                one["last_layer"] = _last_layer(model, z, order)
+            content[str(m)] = one
     write.write_bootstrap(adata, key, content)
     return adata if copy else None
 

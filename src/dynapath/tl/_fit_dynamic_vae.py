@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
 from dynapath import write
+from dynapath._threads import threads_for
 from dynapath.dynamics.fit_mixture import AS_GOOD, SAME_GROUPS
 from dynapath.metrics import AffineMap, affine_alignment
 from dynapath.models._random import concrete_seed, isolated_seed
@@ -193,9 +194,10 @@ def fit_dynamic_vae(
         "n_members": int(n_members),
         "random_state": seed,
     }
-    fit(
-        adata, options, model, prior or Prior(), training or Training(), max_epochs, key_added, dict(train_kwargs or {})
-    )
+    prior, training = prior or Prior(), training or Training()
+    # A fit of coordinates is one of small matrices, however many cells there are.
+    with threads_for(training.batch_size * adata.n_vars if use_rep is None else 0):
+        fit(adata, options, model, prior, training, max_epochs, key_added, dict(train_kwargs or {}))
     if n_bootstrap:
         bootstrap(adata, key=key_added, n_bootstrap=n_bootstrap, random_state=seed)
     return adata if copy else None
@@ -340,8 +342,8 @@ def _train_one(
 
     data, columns = snapshots.to_anndata()
     structure = {"n_groups": options["n_groups"], "growth": options["growth"], "prior": prior}
-    # Registering, building and encoding draw random numbers too, not only training.
-    with isolated_seed(seed):
+    # Registering, building and encoding draw random numbers too, not only training. Members may have processes of their own.
+    with isolated_seed(seed), threads_for(training.batch_size * data.n_vars):
         DynamicVAE.setup_anndata(data, **columns)
         if model is None:
             likelihood = options["likelihood"]

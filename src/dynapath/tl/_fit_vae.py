@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynapath import write
+from dynapath._threads import threads_for
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.vae_options import LatentPenalty, Network, Supervision
 from dynapath.read import cells as read
@@ -154,9 +155,10 @@ def fit_vae(
     }
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
-    _fit(
-        adata, options, library, penalty, target, supervision, network or Network(), max_epochs, key_added, train_kwargs
-    )
+    network = network or Network()
+    # scvi-tools' batch size, or a little more: what counts is whether there are thousands of genes or ten thousands.
+    with threads_for(train_kwargs.get("batch_size", 128) * adata.n_vars):
+        _fit(adata, options, library, penalty, target, supervision, network, max_epochs, key_added, train_kwargs)
     return adata if copy else None
 
 
