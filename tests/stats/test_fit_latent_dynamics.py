@@ -382,6 +382,37 @@ def test_times_beyond_the_follow_up_are_flagged(fitted):
     assert width[50.0] >= width[5.0]
 
 
+@pytest.fixture(scope="module")
+def calibrated(registry):
+    return fit(registry, calibration_folds=2)
+
+
+def test_an_interval_that_too_few_subjects_calibrate_is_infinite_and_flagged(calibrated):
+    # 30 subjects allow 30 / 31 = .968, a few less where an item was not measured.
+    table = dp.stats.predict_visits(calibrated, times=[2.0], given=1, interval=0.9)
+    assert not table["unbounded"].any()
+    assert np.isfinite(table[["lower", "upper"]]).all().all()
+    with pytest.warns(UserWarning, match=r"120 of 120 intervals are infinite.*interval=0\.98"):
+        table = dp.stats.predict_visits(calibrated, times=[2.0], given=1, interval=0.98)
+    assert table["unbounded"].all()
+    assert np.isposinf(table["upper"]).all()
+    assert np.isneginf(table["lower"]).all()
+    assert np.isfinite(table["predicted"]).all()
+
+
+def test_an_interval_between_two_levels_is_that_of_the_higher_one(calibrated):
+    table = lambda level: dp.stats.predict_visits(calibrated, times=[2.0], given=1, interval=level)
+    pd.testing.assert_frame_equal(table(0.901), table(0.91))
+    with pytest.raises(ValueError, match=r"interval=0\.995 is more than \.99.*calibration_folds=0"):
+        table(0.995)
+
+
+def test_uncalibrated_intervals_are_never_infinite(fitted):
+    table = dp.stats.predict_visits(fitted, times=[2.0], given=1, interval=0.9999)
+    assert np.isfinite(table[["lower", "upper"]]).all().all()
+    assert not table["unbounded"].any()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

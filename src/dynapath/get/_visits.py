@@ -159,8 +159,18 @@ def visit_predictions(
     if stored is None:
         half = np.full(mean.shape, norm.ppf(0.5 + interval / 2))
     else:
-        half = half_widths(np.asarray(stored["quantiles"], dtype=float), interval, k.ravel()).reshape(mean.shape)
-    half = np.where(visits.gaussian, half * sd, np.nan)
+        quantiles = np.asarray(stored["quantiles"], dtype=float)
+        if interval > len(quantiles) / (len(quantiles) + 1):
+            msg = (
+                f"interval={interval:g} is more than .99, the largest for which the calibrated fit {key!r} keeps quantiles. Ask "
+                "for at most .99, or fit with calibration_folds=0 for intervals of the model."
+            )
+            raise ValueError(msg)
+        half = half_widths(quantiles, interval, k.ravel()).reshape(mean.shape)
+    unbounded = np.isinf(half) & visits.gaussian & ~np.isnan(mean)
+    with np.errstate(invalid="ignore"):
+        half = np.where(np.isinf(half), np.inf, half * sd)
+    half = np.where(visits.gaussian, half, np.nan)
     longest = float(fit["params"]["longest"])
     beyond = (times - visits.times[:, :1] > longest * (1 + 1e-9)) | (k == 0)
     n, t, p = mean.shape
@@ -172,6 +182,7 @@ def visit_predictions(
             "predicted": mean.ravel(),
             "lower": (mean - half).ravel(),
             "upper": (mean + half).ravel(),
+            "unbounded": unbounded.ravel(),
             "extrapolated": np.repeat(beyond.ravel(), p),
         }
     )

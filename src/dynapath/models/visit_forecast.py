@@ -258,12 +258,12 @@ def at_times(
 def half_widths(
     quantiles: Float[NDArray, "level item stratum"], level: float, k: Int[NDArray, " row"]
 ) -> Float[NDArray, "row item"]:
-    """Of intervals after `k` visits, in standard deviations: `quantiles` at levels .01 to .99 for 1, 2, and 3 or more visits."""
-    levels, strata = np.arange(1, 100) / 100, quantiles.shape[2]
-    at_level = np.array(
-        [[np.interp(level, levels, column) for column in item.T] for item in quantiles.transpose(1, 0, 2)]
-    )
-    return at_level[:, np.clip(k, 1, strata) - 1].T
+    """Of intervals after `k` visits, in standard deviations: `quantiles` at levels .01 to .99 for 1, 2, and 3 or more visits.
+
+    Between two levels it is that of the higher one; infinite where too few subjects calibrate it.
+    """
+    at = int(np.ceil(100 * level - 1e-9)) - 1
+    return np.nan_to_num(quantiles[at], nan=np.inf, posinf=np.inf)[:, np.clip(k, 1, quantiles.shape[2]) - 1].T
 
 
 def batch_of(visits: Visits, scale: Scale) -> Batch:

@@ -100,7 +100,8 @@ def fit_latent_dynamics(
         are steps (100 of at most .05 by default).
     calibration_folds
         Refit so many times without a part of the subjects, to calibrate the intervals of :func:`predict_visits` on those
-        left out (conformal quantiles for each item and landmark); 5 is a good choice. 0: uncalibrated intervals.
+        left out (conformal quantiles for each item and landmark, over subjects); 5 is a good choice. An interval of probability
+        p needs p / (1 - p) subjects, 9 for 90 %; with fewer it is infinite. 0: uncalibrated intervals.
     key_added
         Under which the results are stored. A previous fit under this key is replaced as a whole.
     random_state

@@ -46,7 +46,8 @@ def predict_visits(
     Returns
     -------
     One row per subject, time and item: `subject`, `time`, `item`, `predicted`, `lower`, `upper` (NaN for Bernoulli items, whose
-    prediction is a probability), `extrapolated` (the time since the first visit is longer than any in the fit, or there is no
+    prediction is a probability), `unbounded` (the interval is infinite, since too few subjects calibrate it: n of them allow
+    probabilities up to n / (n + 1)), `extrapolated` (the time since the first visit is longer than any in the fit, or there is no
     visit to start from, which gives NaN). Intervals are calibrated if the fit had `calibration_folds`; they are those of the
     next visit, so further ahead they rest on the model.
 
@@ -57,7 +58,7 @@ def predict_visits(
 
     Warns
     -----
-    UserWarning : if a time is extrapolated.
+    UserWarning : if a time is extrapolated, or an interval is infinite.
     """
     when = np.atleast_1d(np.asarray(times, dtype=float))
     _check(when, given, interval)
@@ -70,6 +71,15 @@ def predict_visits(
         warnings.warn(
             f"{int(beyond.sum()) // n_items} of {len(beyond) // n_items} times are beyond the longest follow-up of the fit "
             f"({longest:g}) or before a subject's first visit; see the column 'extrapolated'.",
+            UserWarning,
+            stacklevel=2,
+        )
+    unbounded = predicted["unbounded"]
+    if unbounded.any():
+        warnings.warn(
+            f"{int(unbounded.sum())} of {len(predicted)} intervals are infinite (first: item {predicted['item'][unbounded].iloc[0]!r}): "
+            f"too few subjects calibrate interval={interval:g}, see the column 'unbounded'. Ask for a smaller one, or use a fit with "
+            "calibration_folds=0 for intervals that rest on the model.",
             UserWarning,
             stacklevel=2,
         )

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from .calibrate import FEWEST, STRATA, conformal_quantile, strata
+from .calibrate import STRATA, strata, stratum_quantiles
 from .history import landmarks
 from .visits import Forecaster, Visits
 
@@ -22,7 +22,7 @@ LEVELS = np.arange(1, 100) / 100
 
 @dataclass(frozen=True)
 class Intervals:
-    """Half-widths in standard deviations."""
+    """Half-widths in standard deviations, infinite where too few subjects are known."""
 
     quantiles: Float[NDArray, "level item stratum"]
 
@@ -30,7 +30,7 @@ class Intervals:
     def by_folds(cls, forecaster: Forecaster, visits: Visits, folds: int, random_state: int | None) -> Intervals:
         """Next-visit forecasts of subjects by refits without them."""
         order = np.random.default_rng(random_state).permutation(visits.n_subjects)
-        z, item, stratum = [], [], []
+        z, subject, item, stratum = [], [], [], []
         for fold in range(folds):
             held = np.sort(order[fold::folds])
             with warnings.catch_warnings():
@@ -39,22 +39,20 @@ class Intervals:
                 fitted = forecaster.fit(visits.take(np.setdiff1d(order, held)))
             for cut in landmarks(visits.take(held)):
                 mean, sd = fitted.predict(cut.history, cut.times)
+                row, _, column = np.nonzero(cut.scored)
                 z.append((np.abs(cut.values - mean) / sd)[cut.scored])
-                item.append(np.nonzero(cut.scored)[2])
-                stratum.append(np.full(len(z[-1]), strata(np.array([cut.k]))[0]))
-        return cls.of(np.concatenate(z), np.concatenate(item), np.concatenate(stratum), visits.n_items)
+                subject.append(held[cut.subjects[row]])
+                item.append(column)
+                stratum.append(np.full(len(row), strata(np.array([cut.k]))[0]))
+        return cls.of(*(np.concatenate(part) for part in (z, subject, item, stratum)), visits.n_items)
 
     @classmethod
-    def of(cls, z: NDArray, item: NDArray, stratum: NDArray, n_items: int) -> Intervals:
-        """Learned from standardised errors; where a stratum has few, all of the item's count."""
-        quantiles = np.full((len(LEVELS), n_items, STRATA), np.nan)
+    def of(cls, z: NDArray, subject: NDArray, item: NDArray, stratum: NDArray, n_items: int) -> Intervals:
+        """Learned from standardised errors."""
+        quantiles = np.full((len(LEVELS), n_items, STRATA), np.inf)
         for j in range(n_items):
             own = item == j
-            for s in range(STRATA):
-                chosen = own & (stratum == s)
-                chosen = chosen if chosen.sum() >= FEWEST else own
-                if chosen.any():
-                    quantiles[:, j, s] = [conformal_quantile(z[chosen], level) for level in LEVELS]
+            quantiles[:, j] = stratum_quantiles(z[own], subject[own], stratum[own], LEVELS)
         return cls(quantiles)
 
     def to_arrays(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .visits import FittedForecaster, Forecaster, Visits
 INNER_FOLDS = 5
 COLUMNS = (
     "model", "fold", "subject", "landmark", "time", "item", "observed", "predicted", "sd",
-    "lower50", "upper50", "lower90", "upper90", "crps", "ahead",
+    "lower50", "upper50", "lower90", "upper90", "unbounded", "crps", "ahead", "kind",
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def forecast_fold(
             parts.append(cases.forecast(model.fit(known.take(rest))))
         inner_forecast[name] = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
         test_forecast[name] = test_cases.forecast(model.fit(known))
-    together = _joined(inner_cases)
+    together = _joined(inner_cases, inner)
     weights = {}
     for name, combination in combinations.items():
         predicted = np.column_stack([inner_forecast[part][0] for part in combination.parts])
@@ -173,7 +173,7 @@ def fold_table(found: FoldForecasts, visits: Visits, test: NDArray, fold: int, n
     rows = []
     for name in names:
         mean, sd = found.inner_forecast[name]
-        errors = Errors(inner.item, inner.k, inner.dt, inner.observed - mean, sd)
+        errors = Errors(inner.subject, inner.item, inner.k, inner.dt, inner.observed - mean, sd)
         calibration = Calibration.of(errors, visits.n_items)
         mean, sd = found.test_forecast[name]
         calibrated, half = calibration.apply(cases.item, cases.k, cases.dt, sd)
@@ -194,7 +194,9 @@ def fold_table(found: FoldForecasts, visits: Visits, test: NDArray, fold: int, n
             "observed": cases.observed,
             "predicted": mean,
             "sd": np.where(binary, np.sqrt(p * (1 - p)), calibrated),
+            "unbounded": np.isinf(half).any(0),
             "crps": crps,
+            "kind": np.array(visits.kinds, dtype=object)[cases.item],
         }
         for level, width in zip(LEVELS, half, strict=True):
             row[f"lower{100 * level:.0f}"] = mean - width
@@ -203,7 +205,8 @@ def fold_table(found: FoldForecasts, visits: Visits, test: NDArray, fold: int, n
     return pd.concat(rows, ignore_index=True)
 
 
-def _joined(cases: list[Cases]) -> Cases:
-    """The cases of all inner folds, in their order; subjects are counted within their folds."""
-    columns = ("subject", "k", "item", "time", "dt", "observed")
-    return Cases((), *(np.concatenate([getattr(one, column) for one in cases]) for column in columns))
+def _joined(cases: list[Cases], folds: list[Int[NDArray, " subject"]]) -> Cases:
+    """The cases of all inner folds, in their order; subjects are positions in the visits that were folded."""
+    subject = np.concatenate([held[one.subject] for one, held in zip(cases, folds, strict=True)])
+    columns = ("k", "item", "time", "dt", "observed")
+    return Cases((), subject, *(np.concatenate([getattr(one, column) for one in cases]) for column in columns))
