@@ -283,6 +283,16 @@ def test_coverage_counts_reports_within_the_interval():
     assert np.isnan(scores["good"])
 
 
+def test_infinite_intervals_are_no_coverage():
+    table = made_up().assign(lower=[-np.inf] + [-0.1] * 3 + [-np.inf] * 4, upper=np.inf)
+    table.loc[1:3, "upper"] = 0.1
+    scores = compare_forecasts(table).set_index("model")["coverage"]
+    within = table.loc[1:3, "observed"].between(-0.1, 0.1).mean()
+    assert scores["zero"] == pytest.approx(within)
+    assert within < 0.75
+    assert np.isnan(scores["good"])
+
+
 def test_the_same_seed_gives_the_same_interval(panel):
     table = run(panel, models=["zero", "mean"])
     pd.testing.assert_frame_equal(compare_forecasts(table), compare_forecasts(table))

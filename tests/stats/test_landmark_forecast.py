@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dynapath._forecast_tables import inside
 from dynapath.datasets import _fetch, _registries, pbc2
 from dynapath.metrics import forecast_scores
 from dynapath.stats import compare_landmarks, landmark_forecast
@@ -202,6 +203,46 @@ def test_binary_items_are_forecast_as_probabilities(registry):
     np.testing.assert_allclose(binary["crps"], (binary["observed"] - binary["predicted"]) ** 2)
 
 
+@pytest.fixture(scope="module")
+def binary(registry):
+    """Of whether grip is positive, beside gait."""
+    adata = registry.copy()
+    adata.X[:, 1] = np.where(np.isnan(adata.X[:, 1]), np.nan, adata.X[:, 1] > 0)
+    return run(adata, models=["locf", "lmm"])
+
+
+def test_kinds_of_items_are_in_the_table_and_scored_apart(binary):
+    assert set(zip(binary["item"], binary["kind"], strict=True)) == {("gait", "gaussian"), ("grip", "bernoulli")}
+    with pytest.raises(ValueError, match=r"'gait' is real-valued, 'grip' is 0 or 1.*by=\('model', 'kind'\)"):
+        forecast_scores(binary)
+    assert len(forecast_scores(binary, by=("model", "kind"))) == 4
+    with pytest.raises(ValueError, match="table\\[table\\['kind'\\] == 'gaussian'\\]"):
+        compare_landmarks(binary, model="lmm")
+    one = compare_landmarks(binary[binary["kind"] == "gaussian"], model="lmm").iloc[0]
+    scores = forecast_scores(binary, by=("kind", "model")).set_index(["kind", "model"])["rmse"]
+    assert one["difference"] == pytest.approx(scores["gaussian", "lmm"] - scores["gaussian", "locf"])
+
+
+def test_intervals_that_few_patients_calibrate_are_infinite_flagged_and_no_coverage(registry):
+    few = registry[registry.obs["patient"].isin(registry.obs["patient"].unique()[:16])].copy()
+    with pytest.warns(UserWarning, match=r"infinite interval of 90 %.*fewer than 9 patients"):
+        table = run(few, models=["locf", "lmm"])
+    # Of 8 training patients, an item may have been measured in fewer: .5 needs one, .9 nine.
+    assert table["unbounded"].all()
+    assert np.isneginf(table["lower90"]).all()
+    assert np.isfinite(table["lower50"]).all()
+    assert np.isfinite(table[["predicted", "sd", "crps"]]).all().all()
+    with pytest.warns(UserWarning, match="are infinite"):
+        scores = forecast_scores(table)
+    assert scores["cover90"].isna().all()
+    assert scores["cover50"].between(0, 1).all()
+
+
+def test_no_interval_is_flagged_where_patients_are_many(table):
+    assert not table["unbounded"].any()
+    assert np.isfinite(table[["lower50", "upper50", "lower90", "upper90"]]).all().all()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -240,4 +281,11 @@ def test_simple_models_score_on_pbc2_as_they_did_before():
     expected = {"locf": 0.725, "mean": 0.777, "ols_shift": 1.0, "ar_ridge": 0.641}
     for model, rmse in expected.items():
         assert scores.loc[model, "rmse"] == pytest.approx(rmse, abs=0.006)
-    assert scores.loc["ar_ridge", "cover90"] == pytest.approx(0.9, abs=0.02)
+    # What intervals promise is the mean over patients; those with many visits are the healthier ones, who are covered more often.
+    table["stratum"] = table["landmark"].clip(upper=3)
+    for level in (50, 90):
+        table["covered"] = inside(table["observed"], table[f"lower{level}"], table[f"upper{level}"])
+        patients = table.groupby(["model", "stratum", "item", "subject"], observed=True)["covered"].mean()
+        by_stratum = patients.groupby(["model", "stratum"], observed=True).mean()
+        np.testing.assert_allclose(by_stratum, level / 100, atol=0.015)
+        assert (scores[f"cover{level}"] > level / 100).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import pi, sqrt
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import ndtr
+
+from dynapath._forecast_tables import check_one_kind, inside, kinds
 
 if TYPE_CHECKING:
     from typing import Any
@@ -51,17 +54,23 @@ def forecast_scores(table: Any, by: str | Sequence[str] = ("model",)) -> Any:
     table
         DataFrame of :func:`dynapath.stats.landmark_forecast`, one row per forecast.
     by
-        Columns to group by, in their order in the result: `"model"`, `"item"`, `"landmark"`, `"fold"`, ...
+        Columns to group by, in their order in the result: `"model"`, `"item"`, `"landmark"`, `"fold"`, ... Where there are
+        real-valued items and items of 0 and 1, with `"kind"`: their errors have no unit in common.
 
     Returns
     -------
     DataFrame with one row per group: the columns of `by`, `rmse`, `crps`, `cover50` and `cover90` (share of observations
-    inside the intervals of 50 and 90 %), `n` forecasts. NaN where a model has no intervals.
+    inside the intervals of 50 and 90 %, among those with a finite interval), `n` forecasts. NaN where no interval is finite.
 
     Raises
     ------
     KeyError : for a column that the table does not have.
-    ValueError : if a forecast is NaN, since scores of the others would not be comparable.
+    ValueError : if a forecast is NaN, since scores of the others would not be comparable; if a group has real-valued items, with
+        errors in standard deviations, and 0/1 items, with errors of probabilities.
+
+    Warns
+    -----
+    UserWarning : where intervals are infinite; these cover everything and say nothing, so that coverage leaves them out.
 
     Examples
     --------
@@ -71,7 +80,7 @@ def forecast_scores(table: Any, by: str | Sequence[str] = ("model",)) -> Any:
     >>> dp.metrics.forecast_scores(table, by=("model", "item"))  # doctest: +SKIP
     """
     by = [by] if isinstance(by, str) else list(by)
-    missing = [name for name in (*by, *_NEEDED) if name not in table]
+    missing = [name for name in (*by, *_NEEDED) if name not in table and name != "kind"]
     if missing:
         msg = f"The table has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}. Give what dp.stats.landmark_forecast returned."
         raise KeyError(msg)
@@ -80,15 +89,19 @@ def forecast_scores(table: Any, by: str | Sequence[str] = ("model",)) -> Any:
         where = f" (model {table.loc[unknown, 'model'].iloc[0]!r})" if "model" in table else ""
         msg = f"{int(unknown.sum())} forecasts are NaN{where}. Drop these cases for all models, then score."
         raise ValueError(msg)
+    table = table.assign(kind=kinds(table))
     square = (table["observed"] - table["predicted"]) ** 2
-    covered = {
-        level: ((table["observed"] >= table[f"lower{level}"]) & (table["observed"] <= table[f"upper{level}"]))
-        .astype(float)
-        .where(table[f"lower{level}"].notna())
-        for level in (50, 90)
-    }
-    parts = table[by].assign(square=square, crps=table["crps"], cover50=covered[50], cover90=covered[90])
+    cover50, cover90 = (inside(table["observed"], table[f"lower{p}"], table[f"upper{p}"]) for p in (50, 90))
+    parts = table[by].assign(square=square, crps=table["crps"], cover50=cover50, cover90=cover90)
     grouped = parts.groupby(by, observed=True, sort=False)
+    check_one_kind(table, grouped.ngroup(), f"by=({', '.join(map(repr, [*by, 'kind']))})")
+    infinite = np.isinf(table["lower90"]) | np.isinf(table["upper90"])
+    if infinite.any():
+        msg = (
+            f"{int(infinite.sum())} of {len(table)} intervals of 90 % are infinite, since too few patients calibrate them. "
+            "Coverage leaves them out; see the column 'unbounded' of the table."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=2)
     scores = grouped[["square", "crps", "cover50", "cover90"]].mean()
     scores.insert(0, "rmse", np.sqrt(scores.pop("square")))
     scores["n"] = grouped.size()

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from dynapath._forecast_tables import check_one_kind, inside
+
 from ._colors import SAFE
 from ._days import legend_below
 from ._figure import INK, LABEL_SIZE, TICK_SIZE, TWO_COLUMNS, finish, new_figure, plain_axes
@@ -65,11 +67,11 @@ def calibration(
     Raises
     ------
     KeyError : for a table that is not one of landmark forecasts.
-    ValueError : for a model that is not in it, or has no intervals.
+    ValueError : for a model that is not in it, or has no finite intervals.
 
     Notes
     -----
-    Left: share of observations inside the 50 and 90 % intervals, by item and landmark; bars are 95 % intervals from 300
+    Left: share of observations inside the 50 and 90 % intervals that are finite, by item and landmark; bars are 95 % intervals from 300
     resamples of patients. Right: where observations fall in the normal distribution with the forecast's mean and standard
     deviation; flat if that is right, higher at both ends if it is too sure. The intervals on the left are conformal
     and may hold where the normal distribution does not.
@@ -85,6 +87,11 @@ def calibration(
         msg = f"{model!r} has no intervals in this table. Items of 0 and 1 have none."
         raise ValueError(msg)
     own = own[own["lower90"].notna()]
+    if np.isinf(own["lower90"]).all():
+        msg = (
+            f"All intervals of {model!r} are infinite: too few patients calibrate them. Give a table of more patients."
+        )
+        raise ValueError(msg)
     own = own.assign(stratum=own["landmark"].clip(upper=most_landmarks))
     items = [str(item) for item in pd.unique(own["item"])]
     strata = sorted(own["stratum"].unique())
@@ -147,7 +154,7 @@ def landmarks(
     Raises
     ------
     KeyError : for a table that is not one of landmark forecasts.
-    ValueError : for a score or models that are not there.
+    ValueError : for a score or models that are not there; for errors of real-valued items and of items of 0 and 1 together.
 
     Notes
     -----
@@ -171,6 +178,8 @@ def landmarks(
         msg = f"{what}; its models are {', '.join(present)}."
         raise ValueError(msg)
     parts = table[table["model"].astype(str).isin(chosen)]
+    if score != "cover90":
+        check_one_kind(parts, np.zeros(len(parts)), "table[table['kind'] == 'gaussian'], or 'bernoulli'")
     stratum = parts["landmark"].clip(upper=most_landmarks)
     bins = pd.qcut(parts["ahead"], n_bins, duplicates="drop")
     panels = _two_panels(figsize, 2.5) if axes is None else None
@@ -241,14 +250,16 @@ def _landmark_name(stratum: int, most: int) -> str:
 def _draw_coverage(ax: Axes, own: pd.DataFrame, items: list[str], strata: list[int]) -> None:
     for level in (50, 90):
         ax.axvline(level / 100, color=INK, lw=0.8, ls="--", zorder=0.5)
-        inside = (own["observed"] >= own[f"lower{level}"]) & (own["observed"] <= own[f"upper{level}"])
+        covered = inside(own["observed"], own[f"lower{level}"], own[f"upper{level}"])
         for j, stratum in enumerate(strata):
             shift = 0.22 * (j - (len(strata) - 1) / 2)
             for row, item in enumerate(items):
-                chosen = ((own["item"].astype(str) == item) & (own["stratum"] == stratum)).to_numpy()
+                chosen = ((own["item"].astype(str) == item) & (own["stratum"] == stratum)).to_numpy() & ~np.isnan(
+                    covered
+                )
                 if not chosen.any():
                     continue
-                share, low, high = _share(inside[chosen], own.loc[chosen, "subject"])
+                share, low, high = _share(covered[chosen], own.loc[chosen, "subject"])
                 ax.plot([low, high], [row + shift] * 2, color=SAFE[j], lw=0.9, alpha=0.7, zorder=2)
                 ax.plot(
                     share, row + shift, marker=_MARKS[j], ms=3.6, color=SAFE[j], mec="white", mew=0.4, zorder=3,
@@ -264,12 +275,12 @@ def _draw_coverage(ax: Axes, own: pd.DataFrame, items: list[str], strata: list[i
     ax.set_xlabel("share inside the 50 and 90 % intervals", size=LABEL_SIZE)
 
 
-def _share(inside: pd.Series, subject: pd.Series) -> tuple[float, float, float]:
+def _share(covered: NDArray[np.float64], subject: pd.Series) -> tuple[float, float, float]:
     """Share, and its 95 % interval over patients."""
-    sums = inside.astype(float).groupby(subject.astype(str).to_numpy()).agg(["sum", "count"]).to_numpy()
+    sums = pd.Series(covered).groupby(subject.astype(str).to_numpy()).agg(["sum", "count"]).to_numpy()
     drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), 300) @ sums
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return float(inside.mean()), float(low), float(high)
+    return float(covered.mean()), float(low), float(high)
 
 
 def _draw_pit(ax: Axes, own: pd.DataFrame) -> None:
@@ -303,6 +314,6 @@ def _score(parts: pd.DataFrame, group: pd.Series, score: str) -> pd.Series:
     if score == "crps":
         return parts["crps"].groupby(group, observed=True).mean()
     if score == "cover90":
-        inside = (parts["observed"] >= parts["lower90"]) & (parts["observed"] <= parts["upper90"])
-        return inside.astype(float).where(parts["lower90"].notna()).groupby(group, observed=True).mean()
+        covered = inside(parts["observed"], parts["lower90"], parts["upper90"])
+        return pd.Series(covered, index=parts.index).groupby(group, observed=True).mean()
     return np.sqrt(((parts["observed"] - parts["predicted"]) ** 2).groupby(group, observed=True).mean())

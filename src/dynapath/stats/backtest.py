@@ -17,6 +17,7 @@ from anndata import AnnData
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from dynapath._forecast_tables import inside
 from dynapath.read.panel import Panel, day_index, read_panel
 
 from .baselines import BASELINES, carry_forward, zero_before_first
@@ -285,7 +286,7 @@ def compare_forecasts(
     -------
     One row per model: `n` forecasts, `sse` and `mse` (squared errors, summed and averaged), `mae`, `largest` squared error,
     `relative` = (sse - sse of the reference) / sse of the reference with its interval `lower`, `upper` (percentiles of the
-    bootstrap), `coverage` of the model's own intervals (NaN without).
+    bootstrap), `coverage` of the model's own intervals that are finite (NaN without).
 
     Raises
     ------
@@ -313,8 +314,8 @@ def compare_forecasts(
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = loss.sum(0) / loss.sum(0)[at] - 1
         ends = np.quantile(resampled / resampled[:, [at]] - 1, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    inside = (table["observed"] >= table["lower"]) & (table["observed"] <= table["upper"])
-    covered = inside.astype(float).where(table["lower"].notna()).groupby(table["model"].astype(str)).mean()
+    covered = pd.Series(inside(table["observed"], table["lower"], table["upper"]), index=table.index)
+    covered = covered.groupby(table["model"].astype(str)).mean()
     grouped = squares.groupby("model")
     return pd.DataFrame(
         {

@@ -11,6 +11,7 @@ from anndata import AnnData
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from dynapath._forecast_tables import inside
 from dynapath._gaps import missing_by_chain
 from dynapath.read.panel import Panel, read_panel
 
@@ -138,7 +139,7 @@ def censoring_study(
     -------
     One row per fraction, repetition, method and unit: `fraction`, `repeat`, `method`, `unit`, `n_hidden`, `sse` (over the
     hidden days), `mse` (per hidden day), `mse_all_days` (over all days but the first, as published: days that were not hidden
-    count as zero error), `covered` (share of hidden days within the interval; NaN without intervals).
+    count as zero error), `covered` (share of hidden days within their interval, where it is finite; NaN without).
 
     Raises
     ------
@@ -237,7 +238,8 @@ def _errors(
     covered = np.full(panel.n_units, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         if lower is not None:
-            covered = (hidden & (panel.y >= lower) & (panel.y <= upper)).sum(1) / n_hidden
+            within = np.where(hidden, inside(panel.y, lower, upper), np.nan)
+            covered = np.nansum(within, axis=1) / np.isfinite(within).sum(1)
         mse = sse / n_hidden
     return pd.DataFrame(
         {

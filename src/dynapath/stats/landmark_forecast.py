@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from dynapath._forecast_tables import check_one_kind
 from dynapath.read.baseline import Missing
 from dynapath.read.visits import TimeUnit, read_visits
 
 from .baselines import FORECASTERS
 from .registry.baselines import Autoregression
+from .registry.calibrate import patients_needed
 from .registry.history import Horizon
 from .registry.landmark import Combination, fold_table, forecast_fold, patient_folds
 from .registry.state_space import StateSpaceForecaster
@@ -91,19 +93,26 @@ def landmark_forecast(
     -------
     One row per forecast of a measured item that was measured at least once before: `model`, `fold`, `subject`, `landmark`
     (number of visits known), `time` of the visit, `item`, `observed`, `predicted`,
-    `sd`, `lower50`, `upper50`, `lower90`, `upper90`, `crps`, `ahead` (time since the last known visit). All but the times in units of the item's standard deviation in the
-    training patients (its origin their mean); items of 0 and 1 as probabilities, with the Brier score as `crps` and without
-    intervals. `attrs["weights"]` has one dict per fold: the weights of the models combined in `"latent_dynamics"`.
+    `sd`, `lower50`, `upper50`, `lower90`, `upper90`, `unbounded` (an interval is infinite, since too few patients calibrate it),
+    `crps`, `ahead` (time since the last known visit), `kind` of the item. All but the times in units of the item's standard
+    deviation in the training patients (its origin their mean); items of 0 and 1 (`kind` is `"bernoulli"`, else `"gaussian"`) as
+    probabilities, with the Brier score as `crps` and without intervals. `attrs["weights"]` has one dict per fold: the weights of the models combined in `"latent_dynamics"`.
 
     Raises
     ------
     KeyError : for unknown columns.
     ValueError : for an unknown model, too few patients, or visits that no model can use.
 
+    Warns
+    -----
+    UserWarning : if intervals are infinite, or models return NaN.
+
     Notes
     -----
     Intervals of all models are calibrated in the same way, on patients outside the fit but within the training folds: see
-    :mod:`dynapath.stats.registry.calibrate`. They hold for patients like those in the data whose visits are missing at random
+    :mod:`dynapath.stats.registry.calibrate`. A forecast drawn from those of a new patient is inside with at least the
+    probability of the interval, however errors go together within patients; for 90 % this takes 9 patients with forecasts of
+    the item at the landmark, or, at later ones, with fewer visits known. They hold for patients like those in the data whose visits are missing at random
     given what was seen. Where visits end with death, forecasts are for those who live to have the visit.
 
     See Also
@@ -150,6 +159,7 @@ def landmark_forecast(
     table = pd.concat([part for part, _ in parts], ignore_index=True)
     table["model"] = pd.Categorical(table["model"], categories=names)
     table.attrs["weights"] = [weights for _, weights in parts]
+    _warn_of_unbounded(table)
     failed = table.loc[table["predicted"].isna(), "model"].value_counts()
     failed = failed[failed > 0]
     if len(failed):
@@ -194,7 +204,8 @@ def compare_landmarks(
 
     Raises
     ------
-    ValueError : for models that are not in the table, or were not scored on the same forecasts.
+    ValueError : for models that are not in the table, or were not scored on the same forecasts; for a table with real-valued
+        items and items of 0 and 1, whose errors have no unit in common.
     """
     names = [str(name) for name in pd.unique(table["model"])]
     others = [name for name in names if name != model] if reference is None else [reference]
@@ -205,6 +216,7 @@ def compare_landmarks(
     if score not in ("rmse", "crps"):
         msg = f"score must be 'rmse' or 'crps'; it is {score!r}."
         raise ValueError(msg)
+    check_one_kind(table, np.zeros(len(table)), "table[table['kind'] == 'gaussian'], or 'bernoulli'")
     loss = (table["observed"] - table["predicted"]) ** 2 if score == "rmse" else table["crps"]
     parts = table[["subject"]].assign(model=table["model"].astype(str), loss=loss)
     sums = parts.pivot_table(index="subject", columns="model", values="loss", aggfunc=["sum", "count"])
@@ -266,6 +278,18 @@ def _named(name: str, horizon: Horizon, random_state: int | None) -> Forecaster:
         return StateSpaceForecaster(random_state=random_state)
     msg = f"There is no model {name!r}; there are {', '.join(MODELS)}. Your own: models={{{name!r}: forecaster}}."
     raise ValueError(msg)
+
+
+def _warn_of_unbounded(table: pd.DataFrame) -> None:
+    unbounded = table[table["unbounded"]]
+    if len(unbounded):
+        first = unbounded.iloc[0]
+        msg = (
+            f"{len(unbounded)} of {len(table)} forecasts have an infinite interval of 90 %, first of item {first['item']!r} at "
+            f"landmark {first['landmark']}: fewer than {patients_needed(0.9)} patients calibrate them. See the column 'unbounded'; "
+            "more patients, or fewer folds with more of them to train on, make them finite."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
 
 
 def _landmarks(chosen: Sequence[int] | None, horizon: Horizon, visits: Visits) -> tuple[int, ...] | None:
