@@ -1,6 +1,8 @@
 """Latent dynamics of visits from AnnData: recovery, invariances, what is written, and what is refused."""
 
+import inspect
 import warnings
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from scipy import sparse
 
 import dynapath as dp
+from dynapath.dynamics.systems import LinearSystem
 from dynapath.stats import Schedule
 
 KEYS = {"subject_key": "patient", "time_key": "time"}
@@ -180,7 +183,6 @@ def test_new_patients_are_coded_as_the_fit_was(registry, fitted):
 
 def test_items_that_were_not_measured_cannot_matter(registry):
     # The mask, not the filler, keeps them out of the loss: a registry whose missing items hold other numbers in a layer.
-    from dynapath.dynamics.systems import LinearSystem
     from dynapath.models.visit_forecast import batch_of
     from dynapath.models.visit_scale import Scale
     from dynapath.models.visit_vae import VisitVAE
@@ -337,14 +339,158 @@ def test_bad_input_is_refused_before_anything_is_written(registry, case, error, 
         ({"weights": {"entropy": 1.0}}, KeyError, "'entropy'; the terms are reconstruction"),
         ({"preset": "bimj2022"}, ValueError, "design of two visits, but .* first patient P0"),
         ({"preset": "2019"}, ValueError, "it is '2019'"),
-        ({"n_restarts": 0}, ValueError, "n_restarts must be at least 1"),
-        ({"calibration_folds": 1}, ValueError, "calibration_folds 0 or at least 2"),
+        ({"n_restarts": 0}, ValueError, "n_restarts must be a whole number of at least 1; it is 0"),
+        ({"n_restarts": 2.5}, ValueError, "n_restarts must be a whole number of at least 1; it is 2.5"),
+        ({"n_latent": 0, "process_noise": True}, ValueError, "n_latent must be a whole number of at least 1; it is 0"),
+        ({"calibration_folds": 1}, ValueError, "calibration_folds must be 0 or at least 2; it is 1"),
+        ({"weights": {"kl": -1.0}}, ValueError, r"weights\['kl'\] must be a number of at least 0; it is -1.0"),
+        ({"schedule": {"n_epochs": 5}}, TypeError, "schedule must be a dp.stats.Schedule"),
+        ({"dynamics": "drift", "offset": True}, ValueError, "offset is True, but only 'full'.*dynamics is 'drift'"),
+        ({"dynamics": "learned", "offset": False}, ValueError, "offset is False.*dynamics is 'learned'"),
+        (
+            {"preset": "forecast", "process_noise": False},
+            ValueError,
+            "model with process noise.*Leave out process_noise",
+        ),
+        ({"preset": "bimj2022", "process_noise": True}, ValueError, "model without process noise"),
+        ({"time_unit": "year"}, ValueError, "time_unit='year' counts dates, but 'time' holds numbers"),
+        ({"baseline_missing": "mean+indicator"}, ValueError, "baseline_missing='mean\\+indicator'.*there is none"),
     ],
 )
 def test_bad_options_are_named(registry, options, error, words):
     with pytest.raises(error, match=words):
         dp.stats.fit_latent_dynamics(registry, **KEYS | {"schedule": QUICK} | options)
     assert "latent_dynamics" not in registry.uns
+
+
+# Options: each is used, or refused by its name.
+WITHOUT_NUMBERS = {"adata", "key_added", "copy"}  # what is fitted, where the results go, and in which object
+BASE = {"baseline": "~ y1", "schedule": Schedule(n_epochs=2, batch_size=4), "n_restarts": 2}
+CHANGED = {
+    "subject_key": {"subject_key": "other"},
+    "time_key": {"time_key": "later"},
+    "baseline": {"baseline": "~ y1 + y2"},
+    "baseline_missing": {"baseline": "~ holes", "baseline_missing": "mean+indicator"},
+    "time_unit": {"time_key": "date", "time_unit": "week"},
+    "layer": {"layer": "expected"},
+    "n_latent": {"n_latent": 3},
+    "dynamics": {"dynamics": "diagonal"},
+    "offset": {"offset": True},
+    "estimator": {"estimator": "first"},
+    "decoder": {"decoder": "linear"},
+    "process_noise": {"process_noise": True},
+    "weights": {"weights": {"consistency": 3.0}},
+    "n_restarts": {"n_restarts": 5},
+    "preset": {"preset": "latentdynamics2023"},
+    "schedule": {"schedule": Schedule(n_epochs=3, batch_size=4)},
+    "calibration_folds": {"calibration_folds": 2},
+    "random_state": {"random_state": 1},
+}
+# What the change of one argument is compared with, where it is not the fit with BASE alone.
+BESIDE = {"time_unit": {"time_key": "date", "time_unit": "day"}, "baseline_missing": {"baseline": "~ whole"}}
+OF_THE_VAE = {"dynamics": "full", "offset": False, "estimator": "gls", "decoder": "mlp", "weights": {}}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """12 subjects, with columns to choose from."""
+    adata = dp.datasets.simulate_registry("visits", n_subjects=12, random_state=3)[:, [0, 5]].copy()
+    obs, number = adata.obs, adata.obs["patient"].cat.codes
+    late = (number == 0) & (obs.groupby("patient", observed=True)["time"].rank() > 2)
+    obs["other"] = np.where(late, "someone else", obs["patient"].astype(str))
+    obs["later"] = obs["time"] ** 2 + 0.01 * number
+    obs["date"] = pd.Timestamp("2020-01-01") + pd.to_timedelta((100 * obs["time"]).round(), unit="D")
+    obs["whole"] = number * 1.0
+    obs["holes"] = obs["whole"].where(number > 2)
+    return adata
+
+
+def numbers(adata, **options):
+    adata = adata.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        dp.stats.fit_latent_dynamics(adata, **KEYS | BASE | options)
+        table = dp.stats.predict_visits(adata, times=[20.0])
+    return np.concatenate(
+        [table[["predicted", "lower", "upper"]].to_numpy().ravel(), adata.obsm["X_latent_dynamics"].ravel()]
+    )
+
+
+def differ(one, other):
+    return one.shape != other.shape or not np.allclose(one, other, rtol=1e-6, equal_nan=True)
+
+
+def test_every_argument_of_a_fit_is_on_the_list():
+    assert set(inspect.signature(dp.stats.fit_latent_dynamics).parameters) == set(CHANGED) | WITHOUT_NUMBERS
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_every_argument_of_a_fit_changes_its_numbers(small, name):
+    beside = BESIDE.get(name, {})
+    assert differ(numbers(small, **CHANGED[name]), numbers(small, **beside))
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGED if name not in ("process_noise", "preset")])
+def test_with_process_noise_every_argument_changes_the_numbers_or_is_refused(small, name):
+    noisy = {"process_noise": True}
+    if name in OF_THE_VAE:
+        for value in (CHANGED[name][name], OF_THE_VAE[name]):
+            for how in (noisy, {"preset": "forecast"}):
+                with pytest.raises(ValueError, match=f"^{name} .*no part in a model with process noise.*Leave it out"):
+                    numbers(small, **how, **{name: value})
+    else:
+        beside = BESIDE.get(name, {})
+        assert differ(numbers(small, **noisy, **CHANGED[name]), numbers(small, **noisy, **beside))
+
+
+@pytest.mark.parametrize("field", ["n_epochs", "lr", "batch_size", "weight_decay"])
+@pytest.mark.parametrize("noisy", [False, True], ids=["vae", "process noise"])
+def test_every_field_of_a_schedule_changes_the_numbers_or_is_refused(small, field, noisy):
+    changed = replace(
+        BASE["schedule"], **{field: {"n_epochs": 3, "lr": 0.02, "batch_size": 6, "weight_decay": 30.0}[field]}
+    )
+    if noisy and field == "weight_decay":
+        with pytest.raises(ValueError, match=r"weight_decay of schedule \(30.0\) has no part"):
+            numbers(small, process_noise=noisy, schedule=changed)
+    else:
+        assert differ(numbers(small, process_noise=noisy, schedule=changed), numbers(small, process_noise=noisy))
+
+
+def test_a_schedule_leaves_what_it_does_not_name_to_the_model(small):
+    for noisy, defaults in (
+        (False, Schedule(n_epochs=2, lr=4.5e-3, weight_decay=1.0)),
+        (True, Schedule(n_epochs=2, lr=0.05, batch_size=1000)),
+    ):
+        named = numbers(small, process_noise=noisy, schedule=Schedule(n_epochs=2))
+        np.testing.assert_array_equal(named, numbers(small, process_noise=noisy, schedule=defaults))
+
+
+def test_a_preset_is_what_it_sets_and_gives_way_to_what_is_given(small):
+    visit = small.obs.groupby("patient", observed=True)["time"].rank()
+    two = small[(visit <= 2).to_numpy() & (small.obs["patient"].cat.codes < 4).to_numpy()].copy()
+    steps = Schedule(n_epochs=2, lr=5e-4, batch_size=1, weight_decay=0.0)
+    weights = {"reconstruction": 2.0, "kl": 1.0, "prediction": 0.0, "consistency": 2.0, "decoder": 0.01}
+    published = {"estimator": "first", "weights": weights, "schedule": steps, "n_restarts": 1}
+    short = {"preset": "bimj2022", "schedule": Schedule(n_epochs=2), "n_restarts": 1}
+    preset = numbers(two, **short)
+    np.testing.assert_array_equal(preset, numbers(two, **published))
+    for given, merged in (
+        ({"estimator": "gls"}, {"estimator": "gls"}),
+        ({"weights": {"kl": 0.5}}, {"weights": weights | {"kl": 0.5}}),
+        ({"schedule": Schedule(n_epochs=2, lr=0.01)}, {"schedule": replace(steps, lr=0.01)}),
+    ):
+        found = numbers(two, **short | given)
+        assert differ(found, preset)
+        np.testing.assert_array_equal(found, numbers(two, **published | merged))
+    dp.stats.fit_latent_dynamics(two, **KEYS, preset="bimj2022", n_restarts=1)
+    assert len(two.uns["latent_dynamics"]["history"]["kl"]) == 35
+    np.testing.assert_array_equal(numbers(small, preset="forecast"), numbers(small, process_noise=True))
+
+
+def test_dynamics_that_a_fit_does_not_have_are_refused(registry, fitted):
+    for adata in (fitted, fit(registry, process_noise=True)):
+        with pytest.raises(ValueError, match="no object of your own. Leave dynamics out"):
+            dp.stats.predict_visits(adata, times=[1.0], dynamics=LinearSystem(2))
 
 
 def test_what_is_left_out_is_told(registry):

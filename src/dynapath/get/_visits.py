@@ -74,7 +74,7 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
     Raises
     ------
     KeyError : if there is no fit under `key`.
-    ValueError : if the fit had dynamics of your own and these are not given.
+    ValueError : if the fit had dynamics of your own and these are not given, or had not and some are.
     """
     import torch
 
@@ -88,6 +88,10 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
     schema = Schema.from_arrays(params["schema"])
     covariates = tuple(strings(params["covariates"]))
     names = (schema.items, schema.kinds, covariates)
+    if dynamics is not None and params.get("dynamics") != "own":
+        own = repr(str(params["dynamics"])) if "dynamics" in params else "those of a model with process noise"
+        msg = f"The dynamics of the fit {key!r} are {own}, no object of your own. Leave dynamics out."
+        raise ValueError(msg)
     if params["model"] == FittedStateSpace.kind:
         return VisitModel(FittedStateSpace.from_arrays(state, *names), schema)
     if params["dynamics"] == "own" and dynamics is None:

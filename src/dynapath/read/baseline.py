@@ -155,6 +155,9 @@ def learn_coding(
         msg = f"baseline_missing must be 'error' or 'mean+indicator'; it is {missing!r}."
         raise ValueError(msg)
     formula, names = _formula(baseline, obs)
+    if not formula and missing != "error":
+        msg = f"baseline_missing={missing!r} says what to do with a baseline, but there is none. Leave it out, or give a baseline."
+        raise ValueError(msg)
     table = subject_table(obs, subject, names, subject_key=subject_key)
     lacking = [name for name in names if table[name].isna().any()]
     for name in lacking:

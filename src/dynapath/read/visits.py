@@ -202,6 +202,12 @@ def _times(
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        if time_unit is not None:
+            msg = (
+                f"time_unit={time_unit!r} counts dates, but {time_key!r} holds numbers, which are in a unit of their own. Leave "
+                "time_unit out, or give dates (new subjects of a fit to dates need dates, too)."
+            )
+            raise ValueError(msg)
         times = column.to_numpy(dtype=float, na_value=np.nan)
     else:
         times = _from_dates(column, time_key, time_unit, subject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,24 @@ from .registry.visits import Visits
 
 Preset = Literal["forecast", "bimj2022", "latentdynamics2023"]
 
+# What a published analysis set, and by which a fit starts that asks for it.
+PRESETS = {
+    "bimj2022": VisitVAEForecaster(
+        estimator="first",
+        # Published as sums over the two visits, which are twice our means.
+        weights={"reconstruction": 2.0, "kl": 1.0, "prediction": 0.0, "consistency": 2.0, "decoder": 0.01},
+        schedule=Schedule(n_epochs=35, lr=5e-4, batch_size=1, weight_decay=0.0),
+        width=0.5,
+    ),
+    "latentdynamics2023": VisitVAEForecaster(
+        estimator="inverse_variance",
+        weights={"reconstruction": 1.0, "kl": 0.5, "prediction": 0.0, "consistency": 1.0, "decoder": 0.01},
+        schedule=Schedule(n_epochs=30, lr=5e-4, batch_size=1, weight_decay=0.0),
+        width=0.25,
+    ),
+}
+WITH_A_CHOICE_OF_OFFSET = ("full", "diagonal", "offdiagonal")
+
 
 def fit_latent_dynamics(
     adata: AnnData,
@@ -35,11 +54,11 @@ def fit_latent_dynamics(
     time_unit: TimeUnit | None = None,
     layer: str | None = None,
     n_latent: int | None = None,
-    dynamics: Any = "full",
-    offset: bool = False,
-    estimator: Estimator = "gls",
-    decoder: Literal["mlp", "linear"] = "mlp",
-    process_noise: bool = False,
+    dynamics: Any = None,
+    offset: bool | None = None,
+    estimator: Estimator | None = None,
+    decoder: Literal["mlp", "linear"] | None = None,
+    process_noise: bool | None = None,
     weights: Mapping[str, float] | None = None,
     n_restarts: int = 5,
     preset: Preset | None = None,
@@ -68,22 +87,23 @@ def fit_latent_dynamics(
     n_latent
         Latent dimensions: 2, and with `process_noise` two for each item, at most 16.
     dynamics
-        `"full"`, `"diagonal"`, `"offdiagonal"` or `"drift"`: linear, dz/dt = A z + b, solved in closed form.
+        `"full"` (the default), `"diagonal"`, `"offdiagonal"` or `"drift"`: linear, dz/dt = A z + b, solved in closed form.
         `"lotka_volterra"`, `"learned"`: solved by torchdiffeq. Or an object with `n_latent`, `n_params` and
         `flow(dt, z, theta)`, see :mod:`dynapath.dynamics.systems`.
     offset
-        Whether linear dynamics have a b. Without one, states decay to 0 or grow from it: items are then scaled but not centred,
-        so that their own zero is the zero of the decoder. Choose True where the items' zero means nothing.
+        Whether linear dynamics have a b, by default not. Without one, states decay to 0 or grow from it: items are then scaled
+        but not centred, so that their own zero is the zero of the decoder. Choose True where the items' zero means nothing.
+        Other dynamics and `"drift"` have no such choice.
     estimator
-        How the visits of a subject make one trajectory: `"gls"`, generalised least squares, the only one with a covariance;
+        How the visits of a subject make one trajectory: `"gls"` (the default), generalised least squares, the only one with a covariance;
         `"inverse_variance"`, published, weights by how solutions from different visits agree; `"equal"` weights; `"first"`,
         the solution from the first visit.
     decoder
-        `"mlp"`, with one hidden layer, or `"linear"`.
+        `"mlp"` (the default), with one hidden layer, or `"linear"`.
     process_noise
         Let states move at random too, and fit by the exact likelihood of a Kalman filter: what forecasts best. The decoder is
         then linear, and the dynamics are diagonal in coordinates of their own, with an offset
-        (:class:`dynapath.models.state_space.StateSpace`).
+        (:class:`dynapath.models.state_space.StateSpace`): `dynamics`, `offset`, `estimator`, `decoder` and `weights` are refused.
     weights
         Of the terms of the loss, where they are to differ from `reconstruction` 1, `kl` .5, `prediction` 1 (the next visit from
         the one before: without it, rates are not identified), `consistency` 1, `decoder` .01 (squares of its weights).
@@ -94,7 +114,8 @@ def fit_latent_dynamics(
         published (one subject a step, solution from the first visit or inverse variances); the first of them is for two
         visits of each subject and refuses more. Deviations: items are scaled,
         gaps are squared, weights of solutions are defined by time, and the penalty of the variance of solutions is left out,
-        which made trajectories worse where the truth is known. A preset overrides what it sets.
+        which made trajectories worse where the truth is known. A preset sets defaults: what is given beside it, such as
+        `estimator`, one of the `weights` or the `n_epochs` of a `schedule`, takes its place.
     schedule
         Epochs, learning rate, batch size and weight decay, :class:`dynapath.stats.Schedule`. With `process_noise` its epochs
         are steps (100 of at most .05 by default).
@@ -149,25 +170,36 @@ def fit_latent_dynamics(
     (60, 2)
     """
     write.check_key_is_free(adata, key_added, kinds=(write.LATENT_DYNAMICS,))
-    _check_options(dynamics, estimator, decoder, weights, n_restarts, preset, calibration_folds)
-    noisy = process_noise or preset == "forecast"
+    _check_options(
+        n_latent, dynamics, offset, estimator, decoder, weights, n_restarts, preset, schedule, calibration_folds
+    )
+    schedule = Schedule() if schedule is None else schedule
+    noisy = _has_process_noise(preset, process_noise=process_noise)
     if noisy:
-        forecaster: StateSpaceForecaster | VisitVAEForecaster = StateSpaceForecaster(
-            n_latent=n_latent, n_restarts=n_restarts, random_state=random_state
+        unused = {
+            "dynamics": dynamics,
+            "offset": offset,
+            "estimator": estimator,
+            "decoder": decoder,
+            "weights": weights,
+        }
+        _refuse_with_process_noise(unused | {"weight_decay of schedule": schedule.weight_decay}, preset)
+        forecaster: StateSpaceForecaster | VisitVAEForecaster = _state_space(
+            n_latent, n_restarts, schedule, random_state
         )
-        if schedule is not None:
-            given = {"n_steps": schedule.n_epochs, "lr": schedule.lr, "batch_size": schedule.batch_size}
-            forecaster = replace(forecaster, **{name: value for name, value in given.items() if value is not None})
     else:
-        d = getattr(dynamics, "n_latent", 2) if n_latent is None else n_latent
-        forecaster = VisitVAEForecaster(
-            d, dynamics, offset, estimator, decoder == "linear", dict(weights or {}), n_restarts,
-            schedule=schedule or Schedule(), random_state=random_state,
-        )  # fmt: skip
-        forecaster = _with_preset(forecaster, preset)
-        if not isinstance(dynamics, str) and dynamics.n_latent != d:
-            msg = f"n_latent is {d}, but the dynamics given have {dynamics.n_latent} dimensions. Leave n_latent out."
-            raise ValueError(msg)
+        forecaster = _visit_vae(
+            n_latent,
+            dynamics,
+            offset=offset,
+            estimator=estimator,
+            decoder=decoder,
+            weights=weights,
+            n_restarts=n_restarts,
+            preset=preset,
+            schedule=schedule,
+            random_state=random_state,
+        )
     read = read_visits(
         adata,
         subject_key=subject_key,
@@ -234,46 +266,138 @@ def _history(fitted: Any) -> dict[str, Any]:
     return {name: fitted.history[:, j] for j, name in enumerate(TERMS)} | {"restarts": fitted.losses}
 
 
-def _with_preset(forecaster: VisitVAEForecaster, preset: Preset | None) -> VisitVAEForecaster:
-    if preset == "bimj2022":
-        # Published as sums over the two visits, which are twice our means.
-        published = {"reconstruction": 2.0, "kl": 1.0, "prediction": 0.0, "consistency": 2.0, "decoder": 0.01}
-        schedule = Schedule(n_epochs=35, lr=5e-4, batch_size=1, weight_decay=0.0)
-        return replace(forecaster, estimator="first", weights=published, schedule=schedule, width=0.5)
-    if preset == "latentdynamics2023":
-        published = {"reconstruction": 1.0, "kl": 0.5, "prediction": 0.0, "consistency": 1.0, "decoder": 0.01}
-        schedule = Schedule(n_epochs=30, lr=5e-4, batch_size=1, weight_decay=0.0)
-        return replace(forecaster, estimator="inverse_variance", weights=published, schedule=schedule, width=0.25)
-    return forecaster
+def _state_space(
+    n_latent: int | None, n_restarts: int, schedule: Schedule, random_state: int | None
+) -> StateSpaceForecaster:
+    forecaster = StateSpaceForecaster(n_latent=n_latent, n_restarts=n_restarts, random_state=random_state)
+    given = {"n_steps": schedule.n_epochs, "lr": schedule.lr, "batch_size": schedule.batch_size}
+    return replace(forecaster, **{name: value for name, value in given.items() if value is not None})
+
+
+def _visit_vae(
+    n_latent: int | None,
+    dynamics: Any,
+    *,
+    offset: bool | None,
+    estimator: Estimator | None,
+    decoder: str | None,
+    weights: Mapping[str, float] | None,
+    n_restarts: int,
+    preset: Preset | None,
+    schedule: Schedule,
+    random_state: int | None,
+) -> VisitVAEForecaster:
+    """The preset, and in its place what is given."""
+    dynamics = "full" if dynamics is None else dynamics
+    start = PRESETS.get(preset, VisitVAEForecaster())
+    d = getattr(dynamics, "n_latent", start.n_latent) if n_latent is None else n_latent
+    if not isinstance(dynamics, str) and dynamics.n_latent != d:
+        msg = f"n_latent is {d}, but the dynamics given have {dynamics.n_latent} dimensions. Leave n_latent out."
+        raise ValueError(msg)
+    return replace(
+        start,
+        n_latent=d,
+        dynamics=dynamics,
+        offset=bool(offset),
+        estimator=start.estimator if estimator is None else estimator,
+        linear_decoder=decoder == "linear",
+        weights={**start.weights, **(weights or {})},
+        n_restarts=n_restarts,
+        schedule=schedule.over(start.schedule),
+        random_state=random_state,
+    )
+
+
+def _has_process_noise(preset: Preset | None, *, process_noise: bool | None) -> bool:
+    if preset is None:
+        return bool(process_noise)
+    noisy = preset == "forecast"
+    if process_noise is not None and bool(process_noise) is not noisy:
+        msg = f"preset={preset!r} is a model {'with' if noisy else 'without'} process noise. Leave out process_noise, or the preset."
+        raise ValueError(msg)
+    return noisy
+
+
+def _refuse_with_process_noise(unused: Mapping[str, Any], preset: Preset | None) -> None:
+    given = [name for name, value in unused.items() if value is not None]
+    if given:
+        otherwise = "process_noise" if preset is None else f"preset={preset!r}"
+        msg = (
+            f"{given[0]} ({unused[given[0]]!r}) has no part in a model with process noise, which has a linear decoder, diagonal "
+            f"dynamics with an offset, and the likelihood of a Kalman filter. Leave it out, or {otherwise}."
+        )
+        raise ValueError(msg)
 
 
 def _check_options(
-    dynamics: Any, estimator: str, decoder: str, weights: Any, n_restarts: int, preset: Any, folds: int
+    n_latent: Any,
+    dynamics: Any,
+    offset: Any,
+    estimator: Any,
+    decoder: Any,
+    weights: Any,
+    n_restarts: Any,
+    preset: Any,
+    schedule: Any,
+    folds: Any,
 ) -> None:
     choices = (
         ("estimator", estimator, get_args(Estimator)),
         ("decoder", decoder, ("mlp", "linear")),
-        ("preset", preset, (None, *get_args(Preset))),
+        ("preset", preset, get_args(Preset)),
     )
     for name, value, allowed in choices:
-        if value not in allowed:
+        if value is not None and value not in allowed:
             msg = f"{name} must be one of {', '.join(map(repr, allowed))}; it is {value!r}."
             raise ValueError(msg)
-    unknown = [name for name in weights or {} if name not in WEIGHTS]
-    if unknown:
-        msg = f"weights has no term {unknown[0]!r}; the terms are {', '.join(WEIGHTS)}."
-        raise KeyError(msg)
-    if isinstance(dynamics, str) and dynamics not in NAMES:
-        msg = f"dynamics must be one of {', '.join(map(repr, NAMES))}, or an object with a flow; it is {dynamics!r}."
+    _check_weights({} if weights is None else weights)
+    _check_dynamics("full" if dynamics is None else dynamics, offset=offset)
+    for name, value, smallest in (
+        ("n_latent", n_latent, 1),
+        ("n_restarts", n_restarts, 1),
+        ("calibration_folds", folds, 0),
+    ):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest
+        ):
+            msg = f"{name} must be a whole number of at least {smallest}; it is {value!r}."
+            raise ValueError(msg)
+    if folds == 1:
+        msg = "calibration_folds must be 0 or at least 2; it is 1."
         raise ValueError(msg)
-    lacking = (
-        [] if isinstance(dynamics, str) else [n for n in ("n_latent", "n_params", "flow") if not hasattr(dynamics, n)]
-    )
-    if lacking:
-        msg = f"The dynamics given ({type(dynamics).__name__}) have no {lacking[0]}; they need n_latent, n_params and flow."
+    if schedule is not None and not isinstance(schedule, Schedule):
+        msg = f"schedule must be a dp.stats.Schedule, such as Schedule(n_epochs=100); it is {schedule!r}."
         raise TypeError(msg)
-    if n_restarts < 1 or folds < 0 or folds == 1:
-        msg = f"n_restarts must be at least 1 and calibration_folds 0 or at least 2; they are {n_restarts!r} and {folds!r}."
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, value in weights.items():
+        if name not in WEIGHTS:
+            msg = f"weights has no term {name!r}; the terms are {', '.join(WEIGHTS)}."
+            raise KeyError(msg)
+        if not isinstance(value, Real) or not np.isfinite(value) or value < 0:
+            msg = f"weights[{name!r}] must be a number of at least 0; it is {value!r}."
+            raise ValueError(msg)
+
+
+def _check_dynamics(dynamics: Any, *, offset: bool | None) -> None:
+    if isinstance(dynamics, str):
+        if dynamics not in NAMES:
+            msg = (
+                f"dynamics must be one of {', '.join(map(repr, NAMES))}, or an object with a flow; it is {dynamics!r}."
+            )
+            raise ValueError(msg)
+    else:
+        lacking = [name for name in ("n_latent", "n_params", "flow") if not hasattr(dynamics, name)]
+        if lacking:
+            msg = f"The dynamics given ({type(dynamics).__name__}) have no {lacking[0]}; they need n_latent, n_params and flow."
+            raise TypeError(msg)
+    if offset is not None and not (isinstance(dynamics, str) and dynamics in WITH_A_CHOICE_OF_OFFSET):
+        shown = repr(dynamics) if isinstance(dynamics, str) else f"an object of your own ({type(dynamics).__name__})"
+        msg = (
+            f"offset is {offset!r}, but only {', '.join(map(repr, WITH_A_CHOICE_OF_OFFSET))} dynamics may have one or not; dynamics "
+            f"is {shown}. Leave offset out."
+        )
         raise ValueError(msg)
 
 

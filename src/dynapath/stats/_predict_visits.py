@@ -54,7 +54,7 @@ def predict_visits(
     Raises
     ------
     KeyError : if there is no such fit; for items or columns that `subjects` lacks.
-    ValueError : for times that are not finite, or a `given` or `interval` out of range.
+    ValueError : for times that are not finite, a `given` or `interval` out of range, or `dynamics` that the fit has not or lacks.
 
     Warns
     -----
