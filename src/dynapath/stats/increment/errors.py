@@ -25,6 +25,8 @@ from .problem import CLIPPED, CONSTANT, NO_DATA, RANK_DEFICIENT, Problem
 from .recursion import COUNT, CURVATURE, DLOG_V, DLOG_V2, LOSSES, MODEL_SCORES, OBSERVED_SCORES, follow
 
 Kind = Literal["hessian", "sandwich"]
+# Column of the one coefficient of the increment model that has bounds; a program may have a single number.
+_STATE = 1
 
 
 def covariance_of(
@@ -42,10 +44,11 @@ def covariance_of(
     without which the estimated one counts as known.
     """
     H, M = parts or _curvature_and_scores(problem, np.nan_to_num(found.params), found.sigma2, kind)
-    fixed = found.status == CLIPPED
-    for matrix, diagonal in ((H, 1.0), (M, 0.0)):
-        matrix[fixed, 1, :] = matrix[fixed, :, 1] = 0.0
-        matrix[fixed, 1, 1] = diagonal
+    fixed = np.flatnonzero(found.status == CLIPPED)
+    if len(fixed):
+        for matrix, diagonal in ((H, 1.0), (M, 0.0)):
+            matrix[fixed, _STATE, :] = matrix[fixed, :, _STATE] = 0.0
+            matrix[fixed, _STATE, _STATE] = diagonal
     if found.pooled is None:
         inverse = _inverse(H)
         out, of_means = inverse @ M @ inverse, None
@@ -53,7 +56,8 @@ def covariance_of(
         averaged = None if spreads is None else _given_each(problem, modes, found, kind, spreads)
         out, of_means = _pooled_covariance(modes, found, H, M, kind, averaged)
     own = modes != "global"
-    out[fixed, 1, :] = out[fixed, :, 1] = np.nan
+    if len(fixed):
+        out[fixed, _STATE, :] = out[fixed, :, _STATE] = np.nan
     for status, unknown in ((CONSTANT, own), (NO_DATA, modes == "individual"), (RANK_DEFICIENT, modes == "individual")):
         for k in np.flatnonzero(unknown):
             rows = found.status == status

@@ -27,6 +27,8 @@ _RIDGE = 1e-6
 _MAX_ROUNDS = 50
 # A variance this small beside the mean's own uncertainty is none.
 _NO_SPREAD = 1e-8
+# Share of a unit's information about a shared coefficient that is none.
+_ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,13 @@ def eliminated(
     cross = H[:, S[:, None], I] @ inverse
     squares = squares - np.einsum("ui,uij,uj->u", rho[:, I], inverse, rho[:, I])
     rho = rho[:, S] - np.einsum("uij,uj->ui", cross, rho[:, I])
-    return H[:, S[:, None], S] - cross @ H[:, I[:, None], S], rho, squares, n - len(I)
+    left = H[:, S[:, None], S] - cross @ H[:, I[:, None], S]
+    # Of what a unit's own coefficients take up altogether, rounding is left.
+    diagonal = np.einsum("uss->us", left)
+    rounding = diagonal <= _ROUNDING * np.einsum("uss->us", H[:, S[:, None], S])
+    left[rounding[:, :, None] | rounding[:, None, :]] = 0.0
+    rho[rounding] = 0.0
+    return left, rho, squares, n - len(I)
 
 
 def _pool_expansions(

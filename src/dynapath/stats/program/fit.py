@@ -25,7 +25,7 @@ OK, AT_BOUND, NO_DATA, RANK_DEFICIENT, INDEFINITE, MAX_ITER = STATUS = (
 MAX_ITER_OF = {"lm": 100, "newton": 100, "lbfgs": 1000, "adam": 2000}
 # More parameters than these make the Hessian the larger part of the work.
 _MANY = 60
-_INDEFINITE, _SINGULAR = -1e-7, 1e-11
+_INDEFINITE, SINGULAR = -1e-7, 1e-11
 # Up to so many parameters determinants are cheaper than eigenvalues.
 _FEW = 8
 # Restarts count as the same optimum when their losses differ by no more than this share.
@@ -177,10 +177,10 @@ def judge(
         # Eigenvalues are needed only where there is doubt.
         doubtful = fixed.any(1) | ~finite | (k > _FEW)
         if k <= _FEW:
-            doubtful |= ~(relative_determinant(torch.from_numpy(H)).numpy() > 10 * _SINGULAR)
+            doubtful |= ~(relative_determinant(torch.from_numpy(H)).numpy() > 10 * SINGULAR)
         least[doubtful] = _least_eigenvalue(H[doubtful], fixed[doubtful], finite[doubtful])
         short = (n < k - fixed.sum(1)) & (problem.kind == "residuals")
-        status[finite & ((least < _SINGULAR) | short)] = RANK_DEFICIENT
+        status[finite & ((least < SINGULAR) | short)] = RANK_DEFICIENT
         status[finite & (least < _INDEFINITE)] = INDEFINITE
         status[~finite] = MAX_ITER
     status[fixed.any(1) & np.isin(status, (OK, MAX_ITER))] = AT_BOUND
@@ -197,6 +197,14 @@ def _least_eigenvalue(H: NDArray, fixed: NDArray[np.bool_], finite: NDArray[np.b
     scaled = clean / root[:, :, None] / root[:, None]
     scaled = np.where(fixed[:, :, None] | fixed[:, None, :], eye, scaled)
     return np.linalg.eigvalsh(scaled)[:, 0] if len(scaled) else np.zeros(0)
+
+
+def rank_of(H: Float[NDArray, "unit k k"]) -> Int[NDArray, " unit"]:
+    """How many combinations of numbers a unit's data tell."""
+    clean = np.where(np.isfinite(H).all((1, 2))[:, None, None], H, 0.0)
+    root = np.sqrt(np.maximum(np.einsum("ukk->uk", clean), 0.0))
+    root[root == 0] = 1.0
+    return (np.linalg.eigvalsh(clean / root[:, :, None] / root[:, None]) > SINGULAR).sum(1)
 
 
 def without_data(found: Found) -> Found:

@@ -25,7 +25,7 @@ from dynapath.stats.increment.estimate import eliminated
 from dynapath.stats.pooling import Pooled, VariancePrior, pool
 
 from .errors import small_sample
-from .fit import MAX_ITER, NO_DATA, OK, RANK_DEFICIENT, Found
+from .fit import MAX_ITER, NO_DATA, OK, RANK_DEFICIENT, SINGULAR, Found, rank_of
 from .newton import Minimum, Pull, minimise
 from .parameters import Parameters
 from .problem import Expansion, Problem
@@ -86,8 +86,30 @@ def estimate_pooled(
 
     Raises
     ------
-    ValueError : with too few units.
+    ValueError : with too few units, too few data of each to know the residual variance, or shared parameters that the data
+        leave open.
     """
+    try:
+        return _estimate_pooled(problem, start, own, modes, se=se, max_iter=max_iter)
+    except np.linalg.LinAlgError as error:
+        msg = (
+            "The distribution over units cannot be estimated: the search ran into numbers that are not finite, or units have too "
+            "few data for what is pooled. Pool fewer parameters, start closer, or use pooling='individual' to see which units "
+            "can be estimated."
+        )
+        raise ValueError(msg) from error
+
+
+def _estimate_pooled(
+    problem: Problem,
+    start: Float[Tensor, "unit k"],
+    own: Found,
+    modes: NDArray[np.str_],
+    *,
+    se: str | None,
+    max_iter: int,
+    of_variances: bool = False,
+) -> tuple[Found, Shared]:
     k, single = len(modes), modes == "individual"
     used = (own.n > 0) & np.isfinite(own.f)
     needed = 2 if (modes == "partial").any() else 1
@@ -97,14 +119,10 @@ def estimate_pooled(
     residuals = problem.kind == "residuals"
     by_likelihood = not residuals or bool((modes == "partial").any())
     n = own.n.astype(float)
-    good = own.status == OK
-    own_sigma2 = np.where(good & (n > k), 2.0 * own.f / np.maximum(n - k, 1.0), np.nan)
-    prior = VariancePrior.fit(own_sigma2[good], n[good] - k)
     if not residuals:
         sigma2 = np.ones(len(n))
     elif by_likelihood:
-        left = np.where(good, np.maximum(n - k, 0.0), 0.0)
-        sigma2 = prior.squeeze(np.nan_to_num(own_sigma2) * left, left)
+        prior, sigma2 = _variances(problem, start, own, modes, n, max_iter)
     else:
         # A variance proportional to the number of residuals gives each unit's mean square the same weight.
         sigma2 = np.maximum(n, 1.0)
@@ -131,6 +149,8 @@ def estimate_pooled(
             converged[:] = False
     weight = 1.0 / sigma2
     at = problem.expand(torch.from_numpy(u))
+    if not of_variances:
+        _check_identified(problem, u, sigma2, used, modes)
     if residuals and not by_likelihood:
         left = n - single.sum() - (k - single.sum()) / used.sum()
         with np.errstate(invalid="ignore"):
@@ -138,7 +158,9 @@ def estimate_pooled(
     status = np.where(used, np.where(converged, OK, MAX_ITER), NO_DATA).astype(object)
     u = u.copy()
     if single.any():
-        status[used & (own.status == RANK_DEFICIENT)] = RANK_DEFICIENT
+        # What is shared is known from the others.
+        H = at.H.numpy()[:, single][:, :, single]
+        status[used & (rank_of(H) < single.sum())] = RANK_DEFICIENT
         u[np.ix_(~used, single)] = np.nan
     found = replace(
         own, u=u, status=status, f=at.f.numpy(), H=at.H.numpy(), n_iter=n_iter, fixed=np.zeros_like(own.fixed)
@@ -150,7 +172,7 @@ def estimate_pooled(
     if se is None:
         return found, shared
     known = PooledEstimate(np.nan_to_num(u), status, n_iter, sigma2, pooled, used, weight, by_likelihood, rounds)
-    expanded = _Expanded(problem)
+    expanded = Expanded(problem)
     # How uncertain the spread over units is belongs to the errors.
     spreads = spreads_of(expanded, modes, known) if (modes == "partial").any() else None
     parts = _parts(problem, found, se, sigma2)
@@ -159,6 +181,39 @@ def estimate_pooled(
     mean_covariance[np.ix_(~single, ~single)] = of_means
     covariance[status == MAX_ITER] = np.nan
     return found, replace(shared, mean_covariance=mean_covariance, covariance=covariance)
+
+
+def _variances(
+    problem: Problem, start: Tensor, own: Found, modes: NDArray[np.str_], n: NDArray, max_iter: int
+) -> tuple[VariancePrior, NDArray]:
+    """Residual variances of units, each fitted by itself but for what all share, and what they have in common.
+
+    A unit need not tell all parameters apart for that: the effect of what is constant within units is in their fit anyway.
+    """
+    shared = modes == "global"
+    fitted, ended = own, (own.n_iter < max_iter) & (own.n > 0)
+    if shared.any():
+        apart = np.where(shared, "global", "individual")
+        together, _ = _estimate_pooled(problem, start, own, apart, se=None, max_iter=max_iter, of_variances=True)
+        known = ~np.isin(together.status, (MAX_ITER, NO_DATA))
+        fitted, ended, shared = (together, known, shared) if known.any() else (own, ended, np.zeros_like(shared))
+    spent = rank_of(fitted.H[:, ~shared][:, :, ~shared]) + shared.sum() / max(int(ended.sum()), 1)
+    left = np.where(ended, np.maximum(n - spent, 0.0), 0.0)
+    # Less than half a residual is what the shared ones have spent.
+    left[left < 0.5] = 0.0
+    if not (left > 0).any():
+        rank, most = int((~shared).sum()), int(n.max())
+        less = "Share some of these (pooling='global'), or write" if most > 1 and rank > 1 else "Write"
+        msg = (
+            f"No unit has more residuals ({most}) than parameters that differ between units ({rank}), so that nothing is left of "
+            "which to learn the residual variance. To tell it from how units differ needs the marginal likelihood, which partial "
+            f"pooling of residuals does not have. {less} the marginal likelihood as the program, with per='all': the user guide "
+            "on programs says how, under 'Random effects beside a scale'."
+        )
+        raise ValueError(msg)
+    squares = np.where(left > 0, 2.0 * fitted.f, 0.0)
+    prior = VariancePrior.fit(squares / np.where(left > 0, left, 1.0), left)
+    return prior, prior.squeeze(squares, left)
 
 
 def _start(
@@ -232,12 +287,13 @@ class _Sum:
 
 
 @dataclass(frozen=True)
-class _Expanded:
+class Expanded:
     """A problem as the functions of the increment model know it."""
 
     problem: Problem
 
     def expansion(self, u: NDArray, sigma2: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """Loss, gradient and curvature for known variances, and the number of residuals."""
         at = self.problem.expand(torch.from_numpy(np.ascontiguousarray(u)))
         w = 1.0 / sigma2
         n = np.full(len(u), float(self.problem.size))
@@ -266,7 +322,7 @@ def _pool(
     modes: NDArray[np.str_],
     before: Pooled | None,
 ) -> Pooled:
-    parts = eliminated(_Expanded(problem), modes, u, sigma2, used)
+    parts = eliminated(Expanded(problem), modes, u, sigma2, used)
     varies = modes[modes != "individual"] == "partial"
     try:
         return pool(*parts, varies=varies, sigma2=sigma2[used], near=before)
@@ -276,6 +332,35 @@ def _pool(
             "return residuals (kind='residuals') if the model is one of least squares, or share some of the parameters."
         )
         raise ValueError(msg) from error
+
+
+def _check_identified(
+    problem: Problem, u: NDArray, sigma2: NDArray, used: NDArray[np.bool_], modes: NDArray[np.str_]
+) -> None:
+    """Whether the units together tell the shared numbers, and the means of the pooled ones, from what is each unit's own."""
+    pooled = modes != "individual"
+    left = eliminated(Expanded(problem), modes, u, sigma2, used)[0] / sigma2[used][:, None, None]
+    known = problem.take(torch.from_numpy(np.flatnonzero(used))).expand(torch.from_numpy(u[used])).H.numpy()
+    root = np.sqrt(np.maximum(np.einsum("ukk->k", known / sigma2[used][:, None, None])[pooled], 1e-300))
+    scaled = left.sum(0) / root[:, None] / root
+    if not np.isfinite(scaled).all():
+        return
+    values, vectors = np.linalg.eigh(scaled)
+    if values[0] > SINGULAR:
+        return
+    names = np.array(problem.parameters.free_names)[pooled][np.abs(vectors[:, 0]) > 0.1]
+    open_, own = (
+        ", ".join(repr(str(name)) for name in some)
+        for some in (names, dict.fromkeys(problem.parameters.owner[~pooled]))
+    )
+    if own:
+        msg = (
+            f"The data leave {open_} open beside {own}, of which every unit has its own: other values fit as well. Pool {own} "
+            "partially, or leave out what does not change within units."
+        )
+    else:
+        msg = f"The data leave a combination of {open_} open: other values fit as well. Leave one of them out."
+    raise ValueError(msg)
 
 
 def _given(
@@ -295,7 +380,7 @@ def _given(
     if partial.any():
         varies = modes[modes != "individual"] == "partial"
         inside = np.ix_(varies, varies)
-        precision[np.ix_(partial, partial)] = _precision(pooled.covariance[inside], pooled.mean_covariance[inside])
+        precision[np.ix_(partial, partial)] = precision_of(pooled.covariance[inside], pooled.mean_covariance[inside])
     u = np.where(modes == "global", center, u)
     u[np.ix_(~used, modes != "individual")] = pooled.mean
     free = torch.from_numpy(used[:, None] & (modes != "global"))
@@ -304,7 +389,7 @@ def _given(
     return np.array(found.u.numpy()), found
 
 
-def _precision(spread: NDArray, uncertainty: NDArray) -> NDArray:
+def precision_of(spread: NDArray, uncertainty: NDArray) -> NDArray:
     """Inverse of a covariance that may have directions without spread."""
     scale = np.sqrt(np.maximum(np.diag(spread), _NO_SPREAD * np.diag(uncertainty)))
     scale = np.where(scale > 0, scale, 1e-12)
