@@ -20,6 +20,7 @@ from .program.bootstrap import bootstrap_draws
 from .program.check import checked
 from .program.errors import check_sandwich, covariance_of, variance_of
 from .program.fit import AT_BOUND, OK, STATUS, Method, estimate_each, method_of, without_data
+from .program.marginal import check_against_marginal
 from .program.parameters import Parameters
 from .program.pooled import Pooling, estimate_pooled, modes_of
 from .program.problem import Kind
@@ -118,6 +119,11 @@ def estimate(
     Everything is computed in float64. Missing values are left out by the program, with
     :func:`dynapath.stats.where_observed`; terms that are exactly 0 with all their derivatives do not count as data.
 
+    Partial pooling maximises the joint likelihood. A likelihood in which a shared parameter would be off by more than a quarter
+    of its standard error against the marginal one, as scales and dispersions are, is refused; the user guide on programs says
+    what to write instead. Individual parameters beside a shared scale are estimated by maximum likelihood, which has too small a
+    scale if there are few values per unit.
+
     Residuals of pooled parameters weigh as in the increment model: shared ones minimise the mean over units of each unit's
     mean square. For the sum of all squares use `per="all"`.
 
@@ -177,6 +183,8 @@ def estimate(
     if pooled:
         found, common = estimate_pooled(problem, start, own, modes, se=errors, max_iter=max_iter or 100)
         covariance, sigma2 = common.covariance, common.sigma2
+        if (modes == "partial").any():
+            check_against_marginal(problem, found, common, errors=se is not None)
     else:
         found, sigma2 = own, variance_of(problem, own)
         covariance = None if errors is None else covariance_of(problem, own, errors)
