@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
+from dynapath._times import in_decimals
+
 from .choose_groups import GroupChoice, candidate_groups, choose_n_groups
 from .fit_mixture import refit_proportions
 from .group_dynamics import GroupDynamics, TimeScale
@@ -55,7 +57,7 @@ def fit_representation(
     groups that was tried.
     """
     candidates = candidate_groups(n_groups)
-    points, times = np.asarray(points, dtype=float), np.asarray(times, dtype=float)
+    points, times = np.asarray(points, dtype=float), in_decimals(times)
     centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean())) or 1.0
     time_scale = TimeScale.of(times)
     distinct, index = np.unique(time_scale.scaled(times), return_inverse=True)

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from dynapath._times import in_decimals, same_within
+
 from .mixture import LinearMixture
 
 FloatArray = NDArray[np.float64]
@@ -26,16 +28,28 @@ class TimeScale:
 
     origin: float
     span: float
+    digits: int = 9
 
     @classmethod
     def of(cls, times: ArrayLike) -> TimeScale:
-        """The scale on which the observed times run from 0 to 1."""
-        times = np.asarray(times, dtype=float)
-        return cls(float(times.min()), float(times.max() - times.min()))
+        """The scale on which the observed times run from 0 to 1.
+
+        Model times keep nine digits. They keep more where that is more than a millionth of the smallest gap, and fewer where
+        the times themselves are not known to that many, as seconds since 1970 are not within a few seconds.
+        """
+        times = np.unique(in_decimals(times))
+        origin, span = float(times[0]), float(times[-1] - times[0])
+        if not span:
+            return cls(origin, span)
+        # One digit is 10. What lies on a limit but for rounding is on it.
+        gap = np.log10(np.diff(times).min() / span)
+        known = -np.log10(4 * np.finfo(float).eps * np.abs(times).max() / span)
+        digits = min(max(9, np.ceil(6 - gap - 1e-6)), np.floor(known + 1e-6))
+        return cls(origin, span, int(np.clip(digits, np.ceil(1 - gap), 15)))
 
     def scaled(self, times: ArrayLike) -> FloatArray:
         """Model time of measured times."""
-        return np.round((np.asarray(times, dtype=float) - self.origin) / self.span, 9)
+        return np.round((in_decimals(times) - self.origin) / self.span, self.digits)
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class GroupDynamics:
         self, mixture: LinearMixture, observed_times: ArrayLike, centre: ArrayLike | None = None, scale: float = 1.0
     ):
         self.mixture = mixture.cpu()
-        self.observed_times = np.unique(np.asarray(observed_times, dtype=float))
+        self.observed_times = np.unique(in_decimals(observed_times))
         self.time_scale = TimeScale.of(self.observed_times)
         self.centre = np.zeros(mixture.n_latent) if centre is None else np.asarray(centre, dtype=float)
         self.scale = float(scale)
@@ -105,14 +119,22 @@ class GroupDynamics:
 
     def from_first_snapshot(self, times: ArrayLike) -> FloatArray:
         """`times` as an array, if a covariance can be had at all of them."""
-        times, first = np.atleast_1d(np.asarray(times, dtype=float)), self.observed_times[0]
-        if (times < first).any():
+        times, first = np.atleast_1d(in_decimals(times)), self.observed_times[0]
+        if self.is_before(times).any():
             msg = (
                 f"Groups have no covariance before the first snapshot ({first:g}); asked for {times.min():g}. "
                 "Cells can be carried further back with dp.tl.predict_cells."
             )
             raise ValueError(msg)
-        return times
+        return np.maximum(times, first)
+
+    def is_before(self, times: ArrayLike) -> NDArray[np.bool_]:
+        """Which times are before the first snapshot, by more than rounding."""
+        return in_decimals(times) < self.observed_times[0] - same_within(self.observed_times)
+
+    def is_after(self, times: ArrayLike) -> NDArray[np.bool_]:
+        """Which times are after the last snapshot, by more than rounding."""
+        return in_decimals(times) > self.observed_times[-1] + same_within(self.observed_times)
 
     @torch.no_grad()
     def trajectories(self, times: ArrayLike) -> Trajectories:
@@ -140,7 +162,7 @@ class GroupDynamics:
     @torch.no_grad()
     def responsibilities(self, z: ArrayLike, times: ArrayLike) -> FloatArray:
         """Probability of each group `(*draw, cell, group)`, given the state and the time of each cell."""
-        distinct, index = np.unique(np.asarray(times, dtype=float), return_inverse=True)
+        distinct, index = np.unique(in_decimals(times), return_inverse=True)
         index = torch.as_tensor(index)
         return self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath._names import as_text
+from dynapath._times import in_decimals
 
 from ._fits import fit_record, strings
 from ._groups import draws, dynamics, group_names, snapshot_weights
@@ -68,8 +69,9 @@ def gene_trajectories(
 
     check_level(level)
     names = gene_names(adata, genes)
-    observed = dynamics(adata, key).observed_times
-    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
+    fitted = dynamics(adata, key)
+    observed = fitted.observed_times
+    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(in_decimals(times))
     found = gene_paths(adata, key, grid, as_text(adata.var_names).get_indexer(names))
     # Means are about normal as logarithms.
     factor = np.exp(half_width([np.log(paths.mean) for paths in found.draws], level))
@@ -90,7 +92,7 @@ def gene_trajectories(
             "gene": pd.Categorical.from_codes(gene, categories=names),
             "time": grid[time],
             **{name: values.swapaxes(1, 2).ravel() for name, values in columns.items()},
-            "extrapolated": grid[time] > observed[-1],
+            "extrapolated": fitted.is_after(grid)[time],
         }
     )
 

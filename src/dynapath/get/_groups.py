@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dynapath._times import in_decimals
+
 from ._fits import cell_slots, fit_record, history
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def trajectories(
     members = draws(adata, key)
     fitted = members[0].fit
     observed = fitted.observed_times
-    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(np.asarray(times, float))
+    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(in_decimals(times))
     path = fitted.trajectories(grid)
     K, T, d = path.mean.shape
     group, time, dimension = (axis.ravel() for axis in np.meshgrid(range(K), range(T), range(d), indexing="ij"))
@@ -141,7 +143,7 @@ def trajectories(
             "proportion": share[group, time],
             "proportion_lower": expit(odds(share) - of_share)[group, time],
             "proportion_upper": expit(odds(share) + of_share)[group, time],
-            "extrapolated": grid[time] > observed[-1],
+            "extrapolated": fitted.is_after(grid)[time],
         }
     )
 

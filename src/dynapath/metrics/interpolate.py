@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from dynapath._times import same_within
+
 FloatArray = NDArray[np.float64]
 
 # An exact coupling takes time cubic in the number of cells.
@@ -30,7 +32,8 @@ _BLOCK = 1024
 
 def neighbouring_times(times: FloatArray, time: float) -> tuple[float | None, float | None]:
     """The nearest of `times` before and after `time`; None where there is none."""
-    before, after = times[times < time], times[times > time]
+    within = same_within(times)
+    before, after = times[times < time - within], times[times > time + within]
     return (float(before.max()) if len(before) else None), (float(after.min()) if len(after) else None)
 
 

@@ -192,7 +192,7 @@ class DynamicVAEModule(VAE):
             output = super().loss(tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
             return replace(output, loss=output.loss + decoder, extra_metrics={"decoder": decoder})
         z, qz = inference_outputs["z"], inference_outputs["qz"]
-        times, time_index = torch.unique(tensors[TIME_KEY].flatten().double(), return_inverse=True)
+        times, time_index = torch.unique(tensors[TIME_KEY].flatten(), return_inverse=True)
         joint = self.prior.at(times).joint_log_prob(z, time_index)
         log_prior = marginal_log_prob(joint, self.groups_of(tensors[REGISTRY_KEYS.LABELS_KEY]))
         kl = qz.log_prob(z).sum(-1) - log_prior

@@ -9,6 +9,7 @@ from anndata import AnnData
 from scvi.data.fields import NumericalObsField
 
 from dynapath._columns import column_of
+from dynapath._times import in_decimals, settled
 from dynapath.dynamics.group_dynamics import TimeScale
 
 
@@ -33,7 +34,7 @@ class TimeField(NumericalObsField):
         """Write the scaled time and remember the scale."""
         self.validate_field(adata)
         present = measured_times(adata, self.time_key) if self.observed_times is None else self.observed_times
-        times = np.unique(np.asarray(present, dtype=float))
+        times = np.unique(in_decimals(present))
         self._write_scaled(adata, TimeScale.of(times))
         super().register_field(adata)
         return {"original_key": self.time_key, "observed_times": times}
@@ -48,4 +49,4 @@ class TimeField(NumericalObsField):
 def measured_times(adata: AnnData, time_key: str) -> np.ndarray:
     """Times of cells as numbers; categories that read as numbers are read as such."""
     values = column_of(adata.obs, time_key, argument="time_key")
-    return np.asarray(values.astype(str) if values.dtype == "category" else values).astype(float)
+    return settled(in_decimals(values.astype(str).astype(float) if values.dtype == "category" else values))

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from dynapath._times import same_within
 from dynapath._visits import Visits
 
 from .state_space import Belief, StateSpace
@@ -242,7 +243,8 @@ def at_times(
     fitted: FittedVisitVAE | FittedStateSpace, visits: Visits, times: Float[NDArray, "subject time"]
 ) -> tuple[Float[NDArray, "subject time item"], Float[NDArray, "subject time item"], Int[NDArray, "subject time"]]:
     """Mean, standard deviation, and the number of visits used: those not later than the time."""
-    k = (visits.present[:, None, :] & (visits.times[:, None, :] <= times[..., None])).sum(-1)
+    until = times[..., None] + same_within(visits.times[visits.present])
+    k = (visits.present[:, None, :] & (visits.times[:, None, :] <= until)).sum(-1)
     shape = (*times.shape, visits.n_items)
     mean, sd = np.full(shape, np.nan), np.full(shape, np.nan)
     for used in np.unique(k[k > 0]):

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from dynapath._columns import column_of
+from dynapath._times import in_decimals
 
 LAYER = "tem_data"  # ehrdata's usual name
 
@@ -61,7 +62,7 @@ def from_ehrdata(
             msg = f"edata.obs already has a column {name!r}. Choose another subject_key or time_key, or rename it."
             raise ValueError(msg)
     times = column_of(tem, time_key, place="tem") if time_key in tem else tem.index.to_series()
-    numbers = pd.to_numeric(times, errors="coerce").to_numpy(dtype=float)
+    numbers = in_decimals(pd.to_numeric(times, errors="coerce"))
     times = np.asarray(times.astype(str)) if np.isnan(numbers).any() else numbers
     subject, at = np.nonzero(~np.isnan(values).all(1))
     obs = pd.DataFrame({subject_key: pd.Categorical(edata.obs_names.astype(str)[subject], edata.obs_names.astype(str))})

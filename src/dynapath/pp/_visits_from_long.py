@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from dynapath._columns import check_columns, column_of, names_in
+from dynapath._times import in_decimals, settled
 
 
 def visits_from_long(
@@ -101,6 +102,9 @@ def visits_from_long(
         except (ValueError, TypeError) as error:
             msg = f"{time!r} holds {when.iloc[0]!r}, neither a number nor a date. Convert it first."
             raise ValueError(msg) from error
+    elif pd.api.types.is_float_dtype(when.dtype):
+        # Rows of one visit have one time, though they may have come by it differently.
+        when = pd.Series(settled(in_decimals(when)))
     values = _numbers(df, value, who)
     long = pd.DataFrame({"subject": who, "time": when, "item": what, "value": values})
     twice = long.duplicated(["subject", "time", "item"])
@@ -117,7 +121,7 @@ def visits_from_long(
     rows = wide.index.to_frame(index=False)
     obs = pd.DataFrame({subject: pd.Categorical(rows["subject"], categories=subjects)})
     times = rows["time"]
-    obs[time] = times.astype(float) if pd.api.types.is_numeric_dtype(times.dtype) else times.map(pd.Timestamp.isoformat)
+    obs[time] = in_decimals(times) if pd.api.types.is_numeric_dtype(times.dtype) else times.map(pd.Timestamp.isoformat)
     known = baseline.set_axis(baseline.index.astype(str)) if table else _constant(df, who, names, subject)
     lacking = [name for name in subjects if name not in known.index] if names else []
     if lacking:

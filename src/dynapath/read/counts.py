@@ -14,6 +14,7 @@ from scipy import sparse
 
 from dynapath._columns import column_of
 from dynapath._names import as_text
+from dynapath._times import in_decimals, settled
 
 UNLABELLED = "unlabelled"
 
@@ -178,7 +179,7 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
             raise ValueError(msg)
         times = np.array([np.nan if pd.isna(value) else as_number[value] for value in values], dtype=float)
     elif pd.api.types.is_numeric_dtype(values.dtype):
-        times = values.to_numpy(dtype=float, na_value=np.nan)
+        times = in_decimals(values)
     else:
         msg = f"obs[{time_key!r}] is of type {values.dtype}, not numeric. {advice}"
         raise ValueError(msg)
@@ -189,6 +190,7 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
             "Drop these cells or fill in their time."
         )
         raise ValueError(msg)
+    times = settled(times)
     distinct = np.unique(times)
     if len(distinct) < at_least:
         msg = (

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from dynapath._columns import column_of
 from dynapath._names import as_text
+from dynapath._times import in_decimals, settled
 from dynapath._visits import Visits, from_rows
 
 from .baseline import Coding, Missing, learn_coding, subject_table
@@ -208,7 +209,7 @@ def _times(
                 "time_unit out, or give dates (new subjects of a fit to dates need dates, too)."
             )
             raise ValueError(msg)
-        times = column.to_numpy(dtype=float, na_value=np.nan)
+        times = in_decimals(column)
     else:
         times = _from_dates(column, time_key, time_unit, subject)
     bad = ~np.isfinite(times)
@@ -219,7 +220,7 @@ def _times(
             f"(row {adata.obs_names[row]!r}). Give these visits their times, or drop them."
         )
         raise ValueError(msg)
-    return times
+    return settled(times)
 
 
 def _from_dates(column: pd.Series, time_key: str, time_unit: str | None, subject: pd.Series) -> Float[NDArray, " row"]:

@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from dynapath import get
+from dynapath._times import in_decimals
 
 
 def predict_visits(
@@ -60,7 +61,7 @@ def predict_visits(
     -----
     UserWarning : if a time is extrapolated, or an interval is infinite.
     """
-    when = np.atleast_1d(np.asarray(times, dtype=float))
+    when = np.atleast_1d(in_decimals(times))
     _check(when, given, interval)
     predicted, longest = get.visit_predictions(
         adata, key, times=when, given=given, interval=interval, subjects=subjects, dynamics=dynamics

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from dynapath._names import as_text
+from dynapath._times import same_within
 from dynapath.metrics import clouds, interpolate
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.read import counts as read
@@ -157,7 +158,10 @@ def evaluate_heldout(
         msg = f"n_pcs must be a positive whole number; it is {n_pcs!r}."
         raise ValueError(msg)
     times = read.read_times(adata, time_key)
-    held_out = _heldout_times(holdout, times, time_key)
+    column = adata.obs[time_key]
+    held_out = _heldout_times(
+        holdout, times, same_within(column if pd.api.types.is_float_dtype(column.dtype) else times), time_key
+    )
     counts = read.read_counts(adata, options["layer"])
     cells = _Cells(adata, counts, times, time_key, options)
     seed = concrete_seed(random_state)
@@ -240,8 +244,10 @@ def _fit_options(adata: AnnData, time_key: str, fit_kwargs: Mapping[str, Any]) -
     return {**defaults, "random_state": None, **fit_kwargs}
 
 
-def _heldout_times(holdout: float | Sequence[float], times: NDArray[np.float64], time_key: str) -> list[float]:
-    """The observed times that `holdout` means."""
+def _heldout_times(
+    holdout: float | Sequence[float], times: NDArray[np.float64], within: float, time_key: str
+) -> list[float]:
+    """The observed times that `holdout` means; it may be off by `within`."""
     observed, sizes = np.unique(times, return_counts=True)
     listed = ", ".join(f"{t:g}" for t in observed)
     asked = [holdout] if isinstance(holdout, str) else np.atleast_1d(np.asarray(holdout)).ravel().tolist()
@@ -252,7 +258,7 @@ def _heldout_times(holdout: float | Sequence[float], times: NDArray[np.float64],
     for value in asked:
         try:
             nearest = int(np.argmin(np.abs(observed - float(value))))
-            matches = abs(observed[nearest] - float(value)) <= 1e-9 * np.ptp(observed)
+            matches = abs(observed[nearest] - float(value)) <= within
         except (TypeError, ValueError):
             matches = False
         if not matches:

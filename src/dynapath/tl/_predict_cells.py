@@ -13,6 +13,7 @@ from scipy.sparse import vstack
 
 from dynapath import get
 from dynapath._names import as_text
+from dynapath._times import in_decimals, same_within
 from dynapath.metrics import AffineMap
 from dynapath.models._random import concrete_seed, isolated_seed
 
@@ -83,7 +84,7 @@ def predict_cells(
     """
     names = get.cell_slots(adata, key)
     params = adata.uns[key]["params"]
-    times = np.atleast_1d(np.asarray(times, dtype=float))
+    times = np.atleast_1d(in_decimals(times))
     if not len(times) or not np.isfinite(times).all():
         msg = f"times must be finite numbers; they are {times.tolist()}."
         raise ValueError(msg)
@@ -94,7 +95,7 @@ def predict_cells(
     chosen = _chosen_cells(adata, source)
     rng = np.random.default_rng(concrete_seed(random_state))
     first, last = dynamics.observed_times[[0, -1]]
-    extrapolated = (times < first) | (times > last)
+    extrapolated = dynamics.is_before(times) | dynamics.is_after(times)
     if extrapolated.any():
         warnings.warn(
             f"Times {', '.join(f'{t:g}' for t in times[extrapolated])} lie outside the observed range {first:g} to "
@@ -223,8 +224,9 @@ def _chosen_cells(adata: AnnData, source: str | ArrayLike) -> NDArray[np.int64] 
 
 def _neighbouring_times(observed: NDArray[np.float64], time: float) -> list[float]:
     """The observed time itself, or the nearest before and after it; outside the range only the nearest."""
-    if np.isclose(observed, time, rtol=0, atol=1e-9 * np.ptp(observed) if len(observed) > 1 else 1e-9).any():
-        return [float(observed[np.argmin(np.abs(observed - time))])]
+    nearest = float(observed[np.argmin(np.abs(observed - time))])
+    if abs(nearest - time) <= same_within(observed):
+        return [nearest]
     before, after = observed[observed < time], observed[observed > time]
     return [*(float(t) for t in before[-1:]), *(float(t) for t in after[:1])]
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dynapath import get
 from dynapath._names import as_text
+from dynapath._times import in_decimals
 from dynapath.models.draws import check_level, half_width
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def rank_dynamic_genes(
     fitted = get.dynamics(adata, key)
     chosen = _chosen_groups(groups, fitted.n_groups)
     first, last = fitted.observed_times[[0, -1]]
-    asked = np.empty(0) if times is None else np.unique(np.asarray(times, dtype=float))
+    asked = np.empty(0) if times is None else np.unique(in_decimals(times))
     course = np.linspace(first, last, _GRID)
     found = get.gene_paths(adata, key, np.concatenate([course, asked]), np.arange(adata.n_vars))
     if times is None:
@@ -102,7 +103,7 @@ def rank_dynamic_genes(
         table = table.assign(
             group=pd.Categorical([str(k)] * len(table), categories=[str(g) for g in range(fitted.n_groups)]),
             gene=as_text(adata.var_names),
-            extrapolated=table["time"] > last,
+            extrapolated=fitted.is_after(table["time"]),
         ).sort_values("score", ascending=False, kind="stable")
         table["rank"] = np.arange(1, len(table) + 1)
         tables.append(table.head(n_genes) if n_genes is not None else table)
