@@ -147,3 +147,62 @@ def test_weights_are_those_of_the_mixture_that_made_the_data():
     np.testing.assert_allclose(weights, [0.7, 0.3, 0.0], atol=0.01)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
+
+
+def on_a_grid(n_subjects=150, seed=0):
+    """Visits at multiples of .1 from different starts, so that gaps tie but for rounding; some values repeat."""
+    rng = np.random.default_rng(seed)
+    n = rng.integers(2, 7, n_subjects)
+    subject = np.repeat(np.arange(n_subjects), n)
+    steps = np.concatenate([rng.integers(0, 9) + np.cumsum(rng.integers(1, 4, one)) for one in n])
+    level = rng.normal(size=(n_subjects, 2))[subject]
+    values = np.round(level + np.sin(steps / 3)[:, None] * level[:, ::-1] + 0.3 * rng.normal(size=level.shape), 1)
+    baseline = rng.normal(size=(n_subjects, 1))
+    return from_rows(subject, steps / 10, values, baseline, items=("a", "b"))[0]
+
+
+@pytest.mark.parametrize("horizon", ["next", "all"])
+@pytest.mark.parametrize("unit", [12.0, 365.25, 1 / 7, 1e-6])
+def test_trees_do_not_depend_on_the_unit_of_time_where_gaps_tie(unit, horizon):
+    visits = on_a_grid()
+    model = Autoregression(horizon, boosted=True)
+    first, second = (model.fit(v.take(np.arange(110))) for v in (visits, replace(visits, times=visits.times * unit)))
+    for cut in landmarks(visits.take(np.arange(110, 150)), horizon):
+        moved = replace(cut.history, times=cut.history.times * unit)
+        one, two = first.predict(cut.history, cut.times)[0], second.predict(moved, cut.times * unit)[0]
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_shift_of_time_changes_no_split_where_gaps_tie():
+    visits = on_a_grid()
+    first, second = (
+        Autoregression(boosted=True).fit(v.take(np.arange(110)))
+        for v in (visits, replace(visits, times=visits.times + 2020))
+    )
+    for cut in landmarks(visits.take(np.arange(110, 150))):
+        moved = replace(cut.history, times=cut.history.times + 2020)
+        one, two = first.predict(cut.history, cut.times)[0], second.predict(moved, cut.times + 2020)[0]
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e6])
+def test_visits_a_moment_apart_do_not_send_a_forecast_to_infinity(name, unit, made_up_visits):
+    visits = made_up_visits(missing=0.0)
+    times = visits.times.copy()
+    twice = visits.n_visits > 2
+    times[twice, 1] = times[twice, 0] + 1e-9
+    visits = replace(visits, times=times * unit)
+    fitted = MODELS[name].fit(visits.take(np.arange(60)))
+    for cut in landmarks(visits.take(np.arange(60, 80)), "all", (2,)):
+        predicted = fitted.predict(cut.history, cut.times)[0]
+        # Values are within some 10; the slope between the two was 1e9.
+        assert np.nanmax(np.abs(predicted)) < 50
+
+
+def test_the_slope_of_visits_that_are_apart_stays_as_it_was():
+    visits = by_hand()
+    close = replace(visits, times=np.where(visits.times == 1, 1e-4, visits.times))
+    past = summarise(close.first(2), shortest=3e-6)
+    np.testing.assert_allclose(past.slope[0, 0], 1e4)
+    assert summarise(close.first(2), shortest=3e-4).slope[0, 0] == 0

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from .history import Horizon, landmarks, summarise
+from .history import SHORTEST, TICK, Clock, Horizon, landmarks, summarise
 from .visits import Visits
 
 Forecast = tuple[Float[NDArray, "subject ahead item"], Float[NDArray, "subject ahead item"]]
@@ -25,13 +25,21 @@ class Rule:
 
     name: Literal["locf", "mean", "ols_shift"]
 
-    def fit(self, visits: Visits) -> Rule:
-        """Nothing to learn."""
-        return self
+    def fit(self, visits: Visits) -> FittedRule:
+        """Nothing to learn but how short a time is next to none."""
+        return FittedRule(self.name, SHORTEST * Clock.of(visits).span)
+
+
+@dataclass(frozen=True)
+class FittedRule:
+    """A rule, and the time within which visits have no slope."""
+
+    name: Literal["locf", "mean", "ols_shift"]
+    shortest: float
 
     def predict(self, history: Visits, times: Float[NDArray, "subject ahead"]) -> Forecast:
         """NaN for an item that was never measured."""
-        past = summarise(history)
+        past = summarise(history, self.shortest)
         start = past.mean if self.name == "mean" else past.last
         slope = past.slope if self.name == "ols_shift" else np.where(past.seen, 0.0, np.nan)
         mean = start[:, None] + slope[:, None] * (times - past.time[:, None])[..., None]
@@ -46,7 +54,8 @@ class Autoregression:
     last visit; with `horizon="all"`, when every later visit is learned from, also a saturating function of dt and its
     products, so that long gaps are not extrapolated from short ones. Columns are standardised, then shrunk by `ridge`.
 
-    The trees (gradient boosting, scikit-learn) see the same columns, the number of visits and what was ever measured.
+    The trees (gradient boosting, scikit-learn) see the same columns, the number of visits and what was ever measured. Times are
+    in units of the longest follow-up and rounded, so that neither columns nor splits depend on the unit they came in.
     """
 
     horizon: Horizon = "next"
@@ -56,11 +65,13 @@ class Autoregression:
 
     def fit(self, visits: Visits) -> FittedAutoregression:
         """One regression for each item, from every visit and what was known before it."""
-        gaps = np.diff(visits.times, axis=1)[visits.present[:, 1:]]
+        clock = Clock.of(visits)
+        gaps = clock.gap(np.diff(visits.times, axis=1)[visits.present[:, 1:]])
         measured = visits.values[visits.present]
         counts = (~np.isnan(measured)).sum(0)
         items = np.where(counts > 0, np.nansum(measured, axis=0) / np.maximum(counts, 1), 0.0)
-        columns = Columns(items, float(np.median(gaps)) if gaps.size else 1.0, self.horizon)
+        gap = max(float(np.median(gaps)), TICK) if gaps.size else 1.0
+        columns = Columns(items, clock, gap, self.horizon)
         X, extra, Y = [], [], []
         for landmark in landmarks(visits, self.horizon):
             row, ahead = np.nonzero(np.isfinite(landmark.times))
@@ -112,23 +123,25 @@ class Columns:
     """The regressors of an autoregression."""
 
     items: Float[NDArray, " item"]  # stand in for what was never measured
-    gap: float
+    clock: Clock
+    gap: float  # median, on the clock
     horizon: Horizon
 
     def of(
         self, history: Visits, times: Float[NDArray, "subject ahead"]
     ) -> tuple[Float[NDArray, "subject ahead column"], Float[NDArray, "subject ahead extra"]]:
         """Columns of the ridge regression, and those that only trees see."""
-        past = summarise(history)
+        past = summarise(self.clock.before_last(history), SHORTEST)
+        now = history.last_time()[:, None]
         last = np.where(past.seen, past.last, self.items)
         mean = np.where(past.seen, past.mean, self.items)
-        dt = (np.nan_to_num(times, nan=0.0) - past.time[:, None])[..., None]
+        dt = self.clock.gap(np.where(np.isnan(times), 0.0, times - now))[..., None]
 
         def each(rows: NDArray) -> NDArray:
             return np.broadcast_to(rows[:, None], (*times.shape, rows.shape[1]))
 
         last, mean, covariates = each(last), each(mean), each(history.baseline)
-        columns = [last, mean, dt, last * dt, covariates, covariates * dt, each(past.time[:, None])]
+        columns = [last, mean, dt, last * dt, covariates, covariates * dt, each(self.clock.time(now))]
         if self.horizon == "all":
             late = 1 - np.exp(-dt / (3 * self.gap))
             columns += [late, last * late, mean * late, covariates * late]

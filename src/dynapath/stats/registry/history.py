@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,41 @@ from numpy.typing import NDArray
 from .visits import Visits
 
 Horizon = Literal["next", "all"]
+# Shares of the longest follow-up: below the first, gaps are equal but for rounding. A power of two, so that gaps of visits on
+# a grid are not halfway between two multiples of it, where the last bit would decide. Below the second, visits have no slope
+# between them, as it would be an error of measurement over next to nothing.
+TICK = 2.0**-30
+SHORTEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times since the first visit of a fit, in units of its longest follow-up, rounded to ticks.
+
+    Gaps that are equal in one unit of time differ by their last bits in another, and trees can split between them.
+    """
+
+    origin: float
+    span: float
+
+    @classmethod
+    def of(cls, visits: Visits) -> Clock:
+        """From the visits of a fit."""
+        first = visits.times[:, 0][visits.n_visits > 0]
+        span = float((visits.last_time() - visits.times[:, 0]).max(initial=0.0))
+        return cls(float(first.min(initial=np.inf)) if len(first) else 0.0, span if span > 0 else 1.0)
+
+    def gap(self, difference: Float[NDArray, "*shape"]) -> Float[NDArray, "*shape"]:
+        """A difference of times."""
+        return np.rint(difference / (self.span * TICK)) * TICK
+
+    def time(self, times: Float[NDArray, "*shape"]) -> Float[NDArray, "*shape"]:
+        """A time."""
+        return self.gap(times - self.origin)
+
+    def before_last(self, visits: Visits) -> Visits:
+        """The same visits, with times counted from each subject's last one."""
+        return replace(visits, times=self.gap(visits.times - visits.last_time()[:, None]))
 
 
 @dataclass(frozen=True)
@@ -27,8 +62,8 @@ class History:
     n_visits: Int[NDArray, " subject"]
 
 
-def summarise(visits: Visits) -> History:
-    """The history of each subject."""
+def summarise(visits: Visits, shortest: float = 0.0) -> History:
+    """The history of each subject; an item that was measured only within a time below `shortest` has slope 0."""
     observed = visits.observed
     n = observed.sum(1)
     seen = n > 0
@@ -40,12 +75,13 @@ def summarise(visits: Visits) -> History:
     t = np.where(observed, visits.times[..., None], 0.0)
     dt = np.where(observed, t - (t.sum(1) / count)[:, None], 0.0)
     spread = (dt**2).sum(1)
-    slope = (dt * y).sum(1) / np.where(spread > 0, spread, 1.0)
+    sloped = spread > shortest**2
+    slope = (dt * y).sum(1) / np.where(sloped, spread, 1.0)
     nothing = np.where(seen, 0.0, np.nan)
     return History(
         last=np.where(seen, last, np.nan),
         mean=mean + nothing,
-        slope=np.where(spread > 0, slope, 0.0) + nothing,
+        slope=np.where(sloped, slope, 0.0) + nothing,
         seen=seen,
         time=visits.last_time(),
         n_visits=visits.n_visits,
