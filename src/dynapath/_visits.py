@@ -83,6 +83,31 @@ class Visits:
         """The first `k` visits of each subject; what comes later is not in the arrays any more."""
         return replace(self, times=self.times[:, :k], values=self.values[:, :k], present=self.present[:, :k])
 
+    def first_measured(self, k: int) -> Visits:
+        """Each subject's visits up to the `k`-th at which anything was measured; those without any do not count."""
+        measured = self.observed.any(2)
+        return self._keep(self.present & (np.cumsum(measured, axis=1) - measured < k))
+
+    def measured(self) -> Visits:
+        """The visits at which anything was measured; a subject without any keeps its first visit."""
+        kept = self.present & self.observed.any(2)
+        kept[:, 0] |= self.present[:, 0] & ~kept.any(1)
+        return self._keep(kept)
+
+    def _keep(self, kept: Bool[NDArray, "subject visit"]) -> Visits:
+        n = kept.sum(1)
+        order = np.argsort(~kept, axis=1, kind="stable")[:, : max(int(n.max(initial=0)), 1)]
+        present = np.arange(order.shape[1]) < n[:, None]
+        times = np.take_along_axis(self.times, order, axis=1)
+        last = times[np.arange(len(n)), np.maximum(n - 1, 0)]
+        values = np.take_along_axis(self.values, order[..., None], axis=1)
+        return replace(
+            self,
+            times=np.where(present, times, np.where(n > 0, last, 0.0)[:, None]),
+            values=np.where(present[..., None], values, np.nan),
+            present=present,
+        )
+
     def last_time(self) -> Float[NDArray, " subject"]:
         """Time of each subject's last visit."""
         return self.times[:, -1]

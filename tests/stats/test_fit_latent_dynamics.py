@@ -553,6 +553,18 @@ def test_an_interval_between_two_levels_is_that_of_the_higher_one(calibrated):
         table(0.995)
 
 
+@pytest.mark.filterwarnings("ignore:.*longest follow-up")
+def test_visits_without_any_measurement_do_not_count_among_those_given(registry, fitted):
+    one = registry[registry.obs["patient"] == registry.obs["patient"].value_counts().idxmax()].copy()
+    order = one.obs["time"].to_numpy().argsort()
+    # Nothing was measured at the second visit, so that the first two are the first and the third.
+    one.X[order[1]] = np.nan
+    later = one.obs["time"].to_numpy()[order[2]] + 0.5
+    table = dp.stats.predict_visits(fitted, subjects=one, times=[later], given=2)
+    expected = dp.stats.predict_visits(fitted, subjects=one[order[[0, 1, 2]]].copy(), times=[later], given="all")
+    np.testing.assert_array_equal(table["predicted"], expected["predicted"])
+
+
 def test_uncalibrated_intervals_are_never_infinite(fitted):
     table = dp.stats.predict_visits(fitted, times=[2.0], given=1, interval=0.9999)
     assert np.isfinite(table[["lower", "upper"]]).all().all()

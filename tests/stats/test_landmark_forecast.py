@@ -146,6 +146,25 @@ def test_order_of_items_changes_nothing(registry, horizon):
     np.testing.assert_allclose(first["predicted"], second["predicted"], atol=1e-9)
 
 
+def test_visits_without_any_measurement_are_no_landmarks(registry, table, horizon):
+    between = registry[::7].copy()
+    between.obs["time"] = between.obs["time"] + 0.01
+    between.obs_names = "empty" + between.obs_names
+    between.X[:] = np.nan
+    longer = ad.concat([registry, between])
+    pd.testing.assert_frame_equal(
+        run(longer, horizon=horizon, models=["locf", "ar_boosted"]), keep(table), check_exact=True
+    )
+
+
+def keep(table):
+    """The forecasts of two of the models."""
+    own = table[table["model"].isin(["locf", "ar_boosted"])].reset_index(drop=True)
+    own["model"] = own["model"].cat.remove_unused_categories()
+    own.attrs["weights"] = [{} for _ in table.attrs["weights"]]
+    return own
+
+
 def test_the_same_seed_gives_the_same_bits(registry, table, horizon):
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     again = run(registry, horizon=horizon)

@@ -157,7 +157,7 @@ def visit_predictions(
     fit = visit_fit(adata, key)
     model = visit_model(adata, key, dynamics=dynamics)
     visits = model.read(adata if subjects is None else subjects).visits
-    visits = visits if given == "all" else visits.first(int(given))
+    visits = visits if given == "all" else visits.first_measured(int(given))
     mean, sd, k = at_times(model.fitted, visits, np.broadcast_to(times, (visits.n_subjects, len(times))))
     stored = fit["state"].get("intervals")
     if stored is None:

@@ -33,7 +33,8 @@ def predict_visits(
     times
         Times in the unit and with the origin of the fit (dates: time since a subject's first visit).
     given
-        How many of a subject's first visits may be used, or `"all"`. A prediction for a time uses those of them that are not
+        How many of a subject's first visits may be used, or `"all"`; visits at which nothing was measured do not count. A
+        prediction for a time uses those of them that are not
         later: none reads what came after.
     interval
         Probability of the interval of a new measurement.

@@ -75,7 +75,7 @@ def landmark_forecast(
         `"next"`: from each number of first visits, the visit after them. `"all"`: every later visit. Autoregressions then
         learn from all later visits at once, with the time ahead as a regressor, instead of being iterated.
     landmarks
-        Numbers of first visits. By default all with `"next"`, and 1, 2, 3 with `"all"`.
+        Numbers of first visits at which anything was measured; those without any measurement are left out. By default all with `"next"`, and 1, 2, 3 with `"all"`.
     folds
         Folds of patients, or 2 for a quick look.
     baseline_missing
@@ -139,7 +139,7 @@ def landmark_forecast(
         baseline_missing=baseline_missing,
         time_unit=time_unit,
         layer=layer,
-    ).visits
+    ).visits.measured()
     ks = _landmarks(landmarks, horizon, visits)
     _check_folds(folds, visits)
     tests = patient_folds(visits.n_subjects, folds, random_state)

@@ -54,3 +54,32 @@ def test_the_first_visits_hold_nothing_of_later_ones():
     np.testing.assert_array_equal(first.times[:, 0], [-1, 0.5, 0, 7])
     np.testing.assert_array_equal(first.n_visits, [1, 1, 0, 1])
     assert first.values.shape == (4, 1, 2)
+
+
+def with_empty_visits():
+    """Subject 0 has visits with nothing measured at 0, 2 and 5; subject 1 nothing at all."""
+    subject, times = np.array([0, 0, 0, 0, 0, 1, 1]), np.array([0.0, 1, 2, 3, 5, 4, 6])
+    values = np.array([[np.nan] * 2, [1, np.nan], [np.nan] * 2, [np.nan, 3], [np.nan] * 2, [np.nan] * 2, [np.nan] * 2])
+    return from_rows(subject, times, values, np.zeros((2, 0)), items=("a", "b"))[0]
+
+
+def test_visits_at_which_nothing_was_measured_are_not_counted_among_the_first():
+    visits = with_empty_visits()
+    one = visits.first_measured(1)
+    np.testing.assert_array_equal(one.n_visits, [2, 2])
+    np.testing.assert_array_equal(one.times, [[0, 1], [4, 6]])
+    np.testing.assert_array_equal(one.values[0], [[np.nan] * 2, [1, np.nan]])
+    two = visits.first_measured(2)
+    np.testing.assert_array_equal(two.times, [[0, 1, 2, 3], [4, 6, 6, 6]])
+    np.testing.assert_array_equal(two.n_visits, [4, 2])
+    np.testing.assert_array_equal(visits.first_measured(9).values, visits.values)
+
+
+def test_measured_visits_are_those_with_any_item():
+    visits = with_empty_visits().measured()
+    np.testing.assert_array_equal(visits.times, [[1, 3], [4, 4]])
+    np.testing.assert_array_equal(visits.n_visits, [2, 1])
+    np.testing.assert_array_equal(visits.values[0], [[1, np.nan], [np.nan, 3]])
+    complete = made_up()[0]
+    np.testing.assert_array_equal(complete.measured().values, complete.values)
+    np.testing.assert_array_equal(complete.measured().times, complete.times)
