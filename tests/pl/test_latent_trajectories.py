@@ -248,6 +248,7 @@ def test_plotting_leaves_the_random_state_of_the_session(adata):
         ({"groups": ["0", "7"]}, ValueError, "0, 1, 2; '7' is none"),
         ({"groups": []}, ValueError, "none was given"),
         ({"heldout": "late"}, ValueError, "heldout must be times as numbers"),
+        ({"heldout": [(0.3, 0.6)]}, ValueError, r"times as numbers, such as \[0.5\]; it is \[\(0.3, 0.6\)\]"),
         ({"heldout": [np.nan]}, ValueError, "heldout must be times as numbers"),
         ({"level": 90.0}, ValueError, "between 0 and 1; it is 90.0"),
         ({"jitter": 2.0}, ValueError, "jitter must lie between"),

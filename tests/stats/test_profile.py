@@ -77,6 +77,7 @@ def test_units_with_too_few_reports_have_no_profile(panel):
         ({"units": []}, "units is empty"),
         ({"units": "0001", "coefficient": "cases"}, "no coefficient 'cases'; there are intercept, state, incidence"),
         ({"units": "0001", "values": [np.nan]}, "must be finite"),
+        ({"units": "0001", "values": [(-0.5, 0.0)]}, "in one list"),
     ],
 )
 def test_what_does_not_exist_is_refused(panel, options, message):

@@ -367,6 +367,12 @@ def test_a_model_that_beats_the_baselines_is_not_warned_of(simulated, monkeypatc
 # --- bad input ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("holdout", [[(0.25, 0.5)], [[0.25, 0.5]], np.array([[0.25, 0.5]]), [0.75, (0.25, 0.5)]])
+def test_times_to_be_held_out_together_are_refused_with_how_to_hold_out_each(simulated, holdout):
+    with pytest.raises(ValueError, match=r"holdout=\[0.25, 0.5\]"):
+        evaluate(simulated, holdout=holdout)
+
+
 @pytest.mark.parametrize("holdout", [0.4, [0.5, 7], np.nan, "day 2", None])
 def test_a_time_that_was_not_observed_is_refused_with_those_that_were(simulated, holdout):
     with pytest.raises(ValueError, match=r"was not observed. Times of obs\['time'\]: 0, 0.25, 0.5, 1"):

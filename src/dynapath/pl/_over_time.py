@@ -41,10 +41,10 @@ def heldout_times(heldout: ArrayLike | None) -> NDArray[np.float64]:
     if heldout is None:
         return np.empty(0)
     try:
-        times = np.atleast_1d(np.asarray(heldout, dtype=float)).ravel()
+        times = np.atleast_1d(np.asarray(heldout, dtype=float))
     except (TypeError, ValueError):
         times = np.array([np.nan])
-    if not np.isfinite(times).all():
+    if times.ndim > 1 or not np.isfinite(times).all():
         msg = f"heldout must be times as numbers, such as [0.5]; it is {heldout!r}."
         raise ValueError(msg)
     return np.unique(times)

@@ -122,9 +122,9 @@ def _grid(panel, at: int, values: ArrayLike | None, level: float) -> NDArray[np.
     if (panel.observed[:, panel.first_day :]).sum() < len(panel.coefficients) + 2:
         return None
     if values is not None:
-        grid = np.unique(np.asarray(values, dtype=float).ravel())
-        if not np.isfinite(grid).all() or not len(grid):
-            msg = f"values must be finite numbers; they are {values!r}."
+        grid = np.unique(np.asarray(values, dtype=float))
+        if np.ndim(values) > 1 or not np.isfinite(grid).all() or not len(grid):
+            msg = f"values must be finite numbers in one list; they are {values!r}."
             raise ValueError(msg)
         return grid
     best, center = _best(panel, at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -250,7 +250,15 @@ def _heldout_times(
     """The observed times that `holdout` means; it may be off by `within`."""
     observed, sizes = np.unique(times, return_counts=True)
     listed = ", ".join(f"{t:g}" for t in observed)
-    asked = [holdout] if isinstance(holdout, str) else np.atleast_1d(np.asarray(holdout)).ravel().tolist()
+    single = isinstance(holdout, str) or not isinstance(holdout, Iterable) or getattr(holdout, "ndim", 1) == 0
+    asked = [holdout] if single else list(holdout)
+    for value in asked:
+        if isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0:
+            msg = (
+                f"holdout has {value!r}, which is no time. Several times cannot be held out at once; give them one by one, as "
+                f"holdout=[{', '.join(map(str, value))}], and each is held out by itself."
+            )
+            raise ValueError(msg)
     if not asked:
         msg = f"holdout names no time. Observed times of obs[{time_key!r}]: {listed}."
         raise ValueError(msg)

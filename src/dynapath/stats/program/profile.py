@@ -35,12 +35,10 @@ def profile(
         reach = np.where(np.isfinite(se[rows, j]), _REACH * se[rows, j], 1.0)
         grid = free[rows, j][:, None] + reach[:, None] * np.linspace(-1, 1, n_grid)
     else:
-        given = np.unique(np.asarray(values, dtype=float).ravel())
+        given = np.unique(np.asarray(values, dtype=float))
         constraint = problem.parameters.constraints[problem.parameters.owner[j]]
-        if not np.isfinite(given).all() or not len(given) or not constraint.holds(given):
-            msg = (
-                f"values must be finite numbers inside the constraint of {name!r} ({constraint}); they are {values!r}."
-            )
+        if np.ndim(values) > 1 or not np.isfinite(given).all() or not len(given) or not constraint.holds(given):
+            msg = f"values must be finite numbers in one list, inside the constraint of {name!r} ({constraint}); they are {values!r}."
             raise ValueError(msg)
         grid = np.tile(constraint.invert(given), (len(rows), 1))
     m = grid.shape[1]
