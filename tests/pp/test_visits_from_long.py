@@ -57,7 +57,11 @@ def test_a_table_of_subjects_is_the_same_as_columns(tmp_path):
         (lambda t: pd.concat([t, t[:1]]), ValueError, "'b' has 'x' twice at 3.0"),
         (lambda t: t.assign(score="high"), TypeError, "'score' holds 'high' .*no number"),
         (lambda t: t.assign(sex=list("fmmff")), ValueError, "'sex' changes within patient 'a'"),
-        (lambda t: t.assign(month="soon"), ValueError, "'month' holds 'soon', neither a number nor a date"),
+        (
+            lambda t: t.assign(month="soon"),
+            ValueError,
+            "'month' has the value 'soon', which does not read as a number or a date",
+        ),
         (lambda t: t[:0], ValueError, "no rows"),
     ],
 )

@@ -93,7 +93,7 @@ def test_one_time_is_not_a_time_course(cells):
 def test_dates_raise_and_ask_for_numbers(cells):
     with_times(cells, pd.to_datetime(["2024-01-01", "2024-01-02", "2024-01-05"]))
     cells.obs["time"] = pd.to_datetime(cells.obs["time"])
-    with pytest.raises(ValueError, match=r"is of type datetime64\[\w+\], not numeric.*e\.g\. days"):
+    with pytest.raises(ValueError, match=r"holds dates such as '2024-01-01 00:00:00', not numbers.*e\.g\. days"):
         read_times(cells, "time")
 
 

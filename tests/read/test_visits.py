@@ -205,7 +205,7 @@ REFUSED = {
     "dates without a unit": (
         changed(time=[f"2020-01-0{i}" for i in range(1, 8)]), {}, ValueError, "dates such as '2020-01-01'.*time_unit='year'",
     ),
-    "text": (changed(time="soon"), {}, ValueError, "'soon', neither a number nor a date"),
+    "text": (changed(time="soon"), {}, ValueError, "'soon', which does not read as a number or a date"),
     "wrong unit": (registry(), {"time_unit": "fortnight"}, ValueError, "time_unit must be one of 'hour'"),
     "visit twice": (changed(time=[0, 0, 0, 2, 2, 1, 5]), {}, ValueError, "2 visits repeat .*: 'a' at 0; 'b' at 2"),
     "changing baseline": (

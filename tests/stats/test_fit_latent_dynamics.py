@@ -304,7 +304,7 @@ def spoiled(registry, case):
     [
         ("nan time", ValueError, "missing or infinite in 1 rows, first for patient"),
         ("infinite time", ValueError, "missing or infinite in 1 rows"),
-        ("words as time", ValueError, "neither a number nor a date"),
+        ("words as time", ValueError, "does not read as a number or a date"),
         ("dates", ValueError, "time_unit='year'"),
         ("twice", ValueError, "1 visits repeat a patient and time"),
         ("changing baseline", ValueError, "'y1' changes within patient"),

@@ -8,7 +8,7 @@ from ._increment import increment_fit, increment_params
 from ._model import model
 from ._panel import long
 from ._vae import loadings, vae_slots
-from ._visits import VisitModel, is_visit_fit, parameters, visit_fit, visit_model, visit_predictions
+from ._visits import VisitModel, is_visit_fit, parameters, visit_fit, visit_model, visit_predictions, visit_times
 
 __all__ = [
     "alternatives",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath._columns import column_of
+from dynapath._time_column import Place, read_times
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,7 +45,8 @@ def long(adata: AnnData, *, layers: Sequence[str] | None = None) -> pd.DataFrame
     named = column_of(adata.var, "date", place="var") if "date" in adata.var else adata.var_names
     days = pd.Series(named).reset_index(drop=True)
     try:
-        days = pd.to_datetime(days.astype(str), format="ISO8601")
+        read = read_times(days, Place.in_adata("var_names"))
+        days = read.values if read.kind == "dates" else days
     except ValueError:
         pass  # the user's own names of the days
     dense = lambda matrix: np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix).ravel()

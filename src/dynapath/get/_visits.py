@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from dynapath._keys import LatentDynamicsKeys
-from dynapath.read.visits import ReadVisits, Schema, read_new_visits
+from dynapath.read.visits import ReadVisits, Schema, read_new_visits, read_row_times
 from dynapath.write import LATENT_DYNAMICS
 
 from ._fits import strings
@@ -53,6 +53,11 @@ def is_visit_fit(adata: AnnData, key: str) -> bool:
     """Whether `uns[key]` is a fit of latent dynamics of visits."""
     fit = adata.uns.get(key)
     return isinstance(fit, Mapping) and fit.get("kind") == LATENT_DYNAMICS
+
+
+def visit_times(adata: AnnData, key: str = "latent_dynamics") -> NDArray[np.float64]:
+    """Time of each row as the fit counts it: dates from the subject's first visit on."""
+    return read_row_times(adata, Schema.from_arrays(visit_fit(adata, key)["params"]["schema"]))
 
 
 def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any = None) -> VisitModel:
@@ -149,14 +154,18 @@ def visit_predictions(
     given: str | int = "all",
     interval: float = 0.9,
     subjects: AnnData | None = None,
+    only: str | None = None,
     dynamics: Any = None,
 ) -> tuple[pd.DataFrame, float]:
-    """The table of :func:`dynapath.stats.predict_visits`, and the longest follow-up of the fit."""
+    """The table of :func:`dynapath.stats.predict_visits`, for `only` one subject if named, and the longest follow-up of the fit."""
     from dynapath.models.visit_forecast import at_times, half_widths
 
     fit = visit_fit(adata, key)
     model = visit_model(adata, key, dynamics=dynamics)
+    # All rows are read for one subject too: the dates of others may say how its own are written.
     visits = model.read(adata if subjects is None else subjects).visits
+    if only is not None:
+        visits = visits.take(np.array([name == only for name in visits.subjects]))
     visits = visits if given == "all" else visits.first_measured(int(given))
     mean, sd, k = at_times(model.fitted, visits, np.broadcast_to(times, (visits.n_subjects, len(times))))
     stored = fit["state"].get("intervals")

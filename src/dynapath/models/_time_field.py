@@ -9,7 +9,8 @@ from anndata import AnnData
 from scvi.data.fields import NumericalObsField
 
 from dynapath._columns import column_of
-from dynapath._times import in_decimals, settled
+from dynapath._time_column import Place, numbers_of
+from dynapath._times import in_decimals
 from dynapath.dynamics.group_dynamics import TimeScale
 
 
@@ -47,6 +48,6 @@ class TimeField(NumericalObsField):
 
 
 def measured_times(adata: AnnData, time_key: str) -> np.ndarray:
-    """Times of cells as numbers; categories that read as numbers are read as such."""
-    values = column_of(adata.obs, time_key, argument="time_key")
-    return settled(in_decimals(values.astype(str).astype(float) if values.dtype == "category" else values))
+    """Times of cells as numbers; text and categories that read as numbers are read as such."""
+    column = column_of(adata.obs, time_key, argument="time_key")
+    return numbers_of(column, Place.in_adata(f"obs[{time_key!r}]")).to_numpy(dtype=float)

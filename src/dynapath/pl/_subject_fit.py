@@ -94,17 +94,19 @@ def subject_fit(
         msg = f"layers has no {truth!r} (truth); present: {', '.join(sorted(n for n in adata.layers if n is not None)) or 'none'}."
         raise KeyError(msg)
     names = adata.obs[str(schema["subject_key"])].astype(str)
-    own = adata[(names == str(subject)).to_numpy()].copy()
+    rows = (names == str(subject)).to_numpy()
+    own = adata[rows].copy()
     if not own.n_obs:
         msg = f"There is no subject {subject!r} in {str(schema['subject_key'])!r}; the first are {', '.join(names.unique()[:5])}."
         raise KeyError(msg)
     # Dates count from the first visit, as the fit counted them.
-    time = np.sort(get.visit_model(adata, key).read(own).visits.times[0])
-    order = np.argsort(own.obs[str(schema["time_key"])].to_numpy(), kind="stable")
+    time = get.visit_times(adata, key)[rows]
+    order = np.argsort(time, kind="stable")
+    time = time[order]
     k = own.n_obs if given == "all" else int(given)
     end = time[-1] + (0.1 * (time[-1] - time[0]) if given == "all" else 0.0)
     grid = np.unique(np.concatenate([np.linspace(time[0], end, 60), time, np.nextafter(time[1:], -np.inf)]))
-    predicted, _ = get.visit_predictions(adata, key, times=grid, given=given, interval=level, subjects=own)
+    predicted, _ = get.visit_predictions(adata, key, times=grid, given=given, interval=level, only=str(subject))
 
     panels = new_panels(len(shown), figsize, 3) if axes is None else given_panels(axes, len(shown), f"items={shown}")
     color = safe_palette(1)[0]

@@ -43,7 +43,7 @@ def draw_visits(
     true = None if truth is None else _fitted_truth(adata, truth, z)
     shown = check_dims(range(1, min(z.shape[1], 4) + 1) if dims is None else dims, z.shape[1], key)
     panels = new_panels(len(shown), figsize) if axes is None else given_panels(axes, len(shown), f"dims={shown}")
-    time = np.asarray(adata.obs[str(schema["time_key"])], dtype=float)
+    time = get.visit_times(adata, key)
     subject = adata.obs[str(schema["subject_key"])].astype(str).to_numpy()
     if color is None:
         rgba = np.tile((0.25, 0.25, 0.25, 1.0), (len(z), 1))

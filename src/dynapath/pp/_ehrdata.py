@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from dynapath._columns import column_of
-from dynapath._times import in_decimals
+from dynapath._time_column import NotATime, Place, read_times, storable
 
 LAYER = "tem_data"  # ehrdata's usual name
 
@@ -61,9 +61,12 @@ def from_ehrdata(
         if name in edata.obs:
             msg = f"edata.obs already has a column {name!r}. Choose another subject_key or time_key, or rename it."
             raise ValueError(msg)
+    name = f"tem[{time_key!r}]" if time_key in tem else "tem.index"
     times = column_of(tem, time_key, place="tem") if time_key in tem else tem.index.to_series()
-    numbers = in_decimals(pd.to_numeric(times, errors="coerce"))
-    times = np.asarray(times.astype(str)) if np.isnan(numbers).any() else numbers
+    try:
+        times = np.asarray(storable(read_times(times, Place(name, f"edata.{name}", f"edata.{name} = "))))
+    except NotATime:
+        times = np.asarray(times.astype(str))  # for the user to convert
     subject, at = np.nonzero(~np.isnan(values).all(1))
     obs = pd.DataFrame({subject_key: pd.Categorical(edata.obs_names.astype(str)[subject], edata.obs_names.astype(str))})
     obs[time_key] = times[at]
@@ -122,12 +125,16 @@ def to_ehrdata(
     except ImportError as error:
         msg = "to_ehrdata needs ehrdata 0.4 or later (Python 3.12 or later): pip install 'ehrdata>=0.4'."
         raise ImportError(msg) from error
-    if adata.obs.duplicated([subject_key, time_key]).any():
-        first = adata.obs[adata.obs.duplicated([subject_key, time_key])].iloc[0]
-        msg = f"{subject_key} {first[subject_key]!r} has two visits at {first[time_key]}. Keep one of them."
+    read = read_times(time, Place.in_adata(f"obs[{time_key!r}]"))
+    stored = np.asarray(storable(read))
+    twice = pd.DataFrame({"subject": subject.astype(str), "time": read.steady}).duplicated().to_numpy()
+    if twice.any():
+        row = int(twice.argmax())
+        msg = f"{subject_key} {subject.iloc[row]!r} has two visits at {stored[row]}. Keep one of them."
         raise ValueError(msg)
     subjects, row = np.unique(subject.astype(str), return_inverse=True)
-    times, at = np.unique(time.to_numpy(), return_inverse=True)
+    _, row_of_time, at = np.unique(read.steady.to_numpy(), return_index=True, return_inverse=True)
+    times = stored[row_of_time]
     values = adata.X if layer is None else adata.layers[layer]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=float)
     cube = np.full((len(subjects), adata.n_vars, len(times)), np.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from dynapath._columns import check_columns, names_in
+from dynapath._time_column import NotATime, Place, read_times
 
 LARGEST_EXACT = 2**53  # whole numbers beyond it are not all float64
 
@@ -62,8 +62,9 @@ def panel_from_long(
     ------
     KeyError : for a column that does not exist.
     TypeError : for values that are no numbers, an `observed` that is not boolean, times that are numbers.
-    ValueError : for days that are irregular, occur twice in a unit, or carry a time zone; for missing units or days;
-        infinite values; a value that is said to be observed and is NaN; whole numbers too large for float64.
+    ValueError : for days that are irregular, occur twice in a unit, carry a time zone, or can be read day first or month
+        first; for missing units or days; infinite values; a value that is said to be observed and is NaN; whole numbers too
+        large for float64.
 
     See Also
     --------
@@ -145,46 +146,38 @@ def _check_table(df: pd.DataFrame, wanted: list[str], covariates: list[str]) -> 
 
 def _days(df: pd.DataFrame, time: str, freq: str) -> NDArray:
     column = df[time]
-    if column.isna().any():
-        position = int(np.flatnonzero(column.isna())[0])
-        msg = f"{time!r} is missing in {int(column.isna().sum())} rows, first in row {position}. Drop or date them."
+    try:
+        read = read_times(column, Place.in_table(time), advice="Convert it with pd.to_datetime first.")
+    except NotATime as error:
+        msg = f"{time!r} does not read as dates: {error}"
+        raise ValueError(msg) from error
+    missing = read.values.isna()
+    if missing.any():
+        position = int(np.flatnonzero(missing)[0])
+        msg = f"{time!r} is missing in {int(missing.sum())} rows, first in row {position}. Drop or date them."
         raise ValueError(msg)
-    if isinstance(column.dtype, pd.PeriodDtype):
-        column = column.dt.to_timestamp()
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    if read.kind != "dates":
+        numeric = pd.api.types.is_numeric_dtype(column.dtype)
+        number = f"df[{time!r}]" if numeric or read.kind == "durations" else f"pd.to_numeric(df[{time!r}])"
+        unit = "" if read.kind == "durations" else ", unit='D'"
         msg = (
-            f"{time!r} holds numbers such as {column.iloc[0]!r}, not dates. Convert them, e.g. "
-            f"pd.Timestamp('2020-01-01') + pd.to_timedelta(df[{time!r}], unit='D')."
+            f"{time!r} holds {read.kind} such as {column.iloc[0]!r}, not dates. Convert them, e.g. "
+            f"pd.Timestamp('2020-01-01') + pd.to_timedelta({number}{unit})."
         )
         raise TypeError(msg)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # pandas 2 only warns of mixed time zones
-            warnings.simplefilter("ignore", UserWarning)  # of unusual ways to write a date
-            days = pd.to_datetime(column)
-    except (ValueError, TypeError, FutureWarning) as error:
-        # Versions of pandas say "tz-aware", "time zones" or "timezones".
-        if "tz-aware" in str(error) or "timezone" in str(error).lower().replace(" ", ""):
-            raise ValueError(_zoned(time, "mixed time zones")) from error
-        msg = f"{time!r} does not read as dates: {error}. Convert it with pd.to_datetime first."
-        raise ValueError(msg) from error
-    if getattr(days.dtype, "tz", None) is not None:
-        raise ValueError(_zoned(time, f"the time zone {days.dtype.tz}"))
+    if read.ahead is not None:
+        what = f"the time zone of {column.iloc[0]}" if read.ahead.nunique() == 1 else "mixed time zones"
+        msg = (
+            f"{time!r} carries {what}; a day is not the same day everywhere. Say which day is meant: df[{time!r}] = "
+            f"pd.to_datetime(df[{time!r}]{read.options}).dt.tz_convert('Europe/Berlin').dt.tz_localize(None).dt.normalize()."
+        )
+        raise ValueError(msg)
     try:
         pd.tseries.frequencies.to_offset(freq)
     except ValueError as error:
         msg = f"freq={freq!r} is no frequency that pandas knows; days are 'D', Sundays 'W-SUN', months 'MS'."
         raise ValueError(msg) from error
-    return days.to_numpy(dtype="datetime64[ns]")
-
-
-def _zoned(time: str, what: str) -> str:
-    return (
-        f"{time!r} carries {what}; a day is not the same day everywhere. Say which day is meant: "
-        f"df[{time!r}].dt.tz_convert('Europe/Berlin').dt.tz_localize(None).dt.normalize()."
-    )
+    return read.values.to_numpy(dtype="datetime64[ns]")
 
 
 def _check_regular(axis: pd.DatetimeIndex, time: str, freq: str) -> None:

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from dynapath._columns import check_columns, column_of, names_in
-from dynapath._times import in_decimals, settled
+from dynapath._time_column import Place, read_times, storable
 
 
 def visits_from_long(
@@ -33,7 +33,8 @@ def visits_from_long(
         Column with the subject, read as text.
     time
         Column with the time of the visit: numbers in any unit, or dates, which become text in ISO format (h5ad holds no
-        timestamps); models then need `time_unit`.
+        timestamps); models then need `time_unit`. Midnights with a time zone are days of the local calendar, whatever summer
+        time does to their length; other times with a time zone become those of UTC.
     item, value
         Columns with the name of the item and its value; NaN is not measured.
     baseline
@@ -49,8 +50,8 @@ def visits_from_long(
     ------
     KeyError : for a column that does not exist.
     TypeError : for values that are no numbers.
-    ValueError : for missing subjects, times or items, a measurement that occurs twice, a baseline that changes within a
-        subject, or subjects without a baseline.
+    ValueError : for missing subjects, times or items, dates that can be read day first or month first, a measurement that
+        occurs twice, a baseline that changes within a subject, or subjects without a baseline.
 
     Examples
     --------
@@ -91,22 +92,14 @@ def visits_from_long(
         msg = f"baseline has {taken.pop()!r}, which is the subject or the time. Leave it out."
         raise ValueError(msg)
     who, what = pd.Series(names_in(df[subject], subject)), names_in(df[item], item)
-    when = df[time].reset_index(drop=True)
-    if when.isna().any():
-        row = int(np.flatnonzero(when.isna())[0])
-        msg = f"{time!r} is missing in {int(when.isna().sum())} rows, first in row {row}. Fill it in, or drop them."
+    read = read_times(df[time].reset_index(drop=True), Place.in_table(time))
+    missing = read.values.isna()
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0])
+        msg = f"{time!r} is missing in {int(missing.sum())} rows, first in row {row}. Fill it in, or drop them."
         raise ValueError(msg)
-    if not pd.api.types.is_numeric_dtype(when.dtype):
-        try:
-            when = pd.to_datetime(when)
-        except (ValueError, TypeError) as error:
-            msg = f"{time!r} holds {when.iloc[0]!r}, neither a number nor a date. Convert it first."
-            raise ValueError(msg) from error
-    elif pd.api.types.is_float_dtype(when.dtype):
-        # Rows of one visit have one time, though they may have come by it differently.
-        when = pd.Series(settled(in_decimals(when)))
     values = _numbers(df, value, who)
-    long = pd.DataFrame({"subject": who, "time": when, "item": what, "value": values})
+    long = pd.DataFrame({"subject": who, "time": read.steady, "item": what, "value": values})
     twice = long.duplicated(["subject", "time", "item"])
     if twice.any():
         first = long[twice].iloc[0]
@@ -120,8 +113,7 @@ def visits_from_long(
     wide = long.pivot(index=["subject", "time"], columns="item", values="value")[list(items)].sort_index()
     rows = wide.index.to_frame(index=False)
     obs = pd.DataFrame({subject: pd.Categorical(rows["subject"], categories=subjects)})
-    times = rows["time"]
-    obs[time] = in_decimals(times) if pd.api.types.is_numeric_dtype(times.dtype) else times.map(pd.Timestamp.isoformat)
+    obs[time] = rows["time"].map(dict(zip(read.steady, storable(read), strict=True)))
     known = baseline.set_axis(baseline.index.astype(str)) if table else _constant(df, who, names, subject)
     lacking = [name for name in subjects if name not in known.index] if names else []
     if lacking:

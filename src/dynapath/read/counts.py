@@ -14,7 +14,7 @@ from scipy import sparse
 
 from dynapath._columns import column_of
 from dynapath._names import as_text
-from dynapath._times import in_decimals, settled
+from dynapath._time_column import Place, numbers_of
 
 UNLABELLED = "unlabelled"
 
@@ -160,29 +160,9 @@ def known_groups(labels: pd.Categorical, n_groups: int) -> NDArray[np.int64]:
 
 
 def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
-    """Times of cells as numbers: a numeric column, or categories that read as numbers."""
-    values = column_of(adata.obs, time_key, argument="time_key")
-    advice = f"Give numbers in one unit, e.g. days: adata.obs[{time_key!r}] = ..."
-    if isinstance(values.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(values.dtype):
-        categorical = isinstance(values.dtype, pd.CategoricalDtype)
-        # Categories without cells are what a subset leaves behind; they say nothing.
-        distinct = values.cat.remove_unused_categories().cat.categories if categorical else pd.unique(values.dropna())
-        try:
-            as_number = {value: float(str(value)) for value in distinct}
-        except ValueError:
-            unreadable = next(value for value in distinct if not _reads_as_number(value))
-            msg = f"obs[{time_key!r}] has the value {str(unreadable)!r}, which does not read as a number. {advice}"
-            raise ValueError(msg) from None
-        if getattr(values.dtype, "ordered", False) and list(as_number.values()) != sorted(as_number.values()):
-            order = ", ".join(map(str, distinct))
-            msg = f"The order of the categories of obs[{time_key!r}] ({order}) is not that of the numbers. {advice}"
-            raise ValueError(msg)
-        times = np.array([np.nan if pd.isna(value) else as_number[value] for value in values], dtype=float)
-    elif pd.api.types.is_numeric_dtype(values.dtype):
-        times = in_decimals(values)
-    else:
-        msg = f"obs[{time_key!r}] is of type {values.dtype}, not numeric. {advice}"
-        raise ValueError(msg)
+    """Times of cells as numbers: a numeric column, or text or categories that read as numbers."""
+    column = column_of(adata.obs, time_key, argument="time_key")
+    times = numbers_of(column, Place.in_adata(f"obs[{time_key!r}]")).to_numpy(dtype=float)
     if not np.isfinite(times).all():
         where = np.flatnonzero(~np.isfinite(times))
         msg = (
@@ -190,7 +170,6 @@ def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[n
             "Drop these cells or fill in their time."
         )
         raise ValueError(msg)
-    times = settled(times)
     distinct = np.unique(times)
     if len(distinct) < at_least:
         msg = (
@@ -373,14 +352,6 @@ def _dask_to_csr(matrix: object) -> sparse.csr_matrix:
 def _layers(adata: AnnData) -> list[str]:
     """Names of the layers; newer versions of anndata list X among them, as None."""
     return [name for name in adata.layers if name is not None]
-
-
-def _reads_as_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from dynapath._columns import column_of
 from dynapath._names import as_text
+from dynapath._time_column import NotATime, Place, read_times
 
 # Whole numbers above this are no longer exact in float64.
 _EXACT_BELOW = 2.0**53
@@ -133,26 +134,29 @@ def read_dates(adata: AnnData) -> pd.DatetimeIndex | None:
     """
     where = "var['date']" if "date" in adata.var else "var_names"
     values = column_of(adata.var, "date", place="var") if "date" in adata.var else adata.var_names
-    if "date" not in adata.var:
-        numbers = pd.to_numeric(pd.Series(values.astype(str)), errors="coerce").to_numpy(dtype=float)
-        short = all(len(str(value)) < 8 for value in values)  # 20200416 is a date
-        if short and np.isfinite(numbers).all() and len(numbers):
-            _check_spacing(numbers, values, where)
-            return None
     try:
-        dates = pd.DatetimeIndex(pd.Series(np.asarray(values)).map(_local_date))
-    except (ValueError, TypeError) as error:
-        msg = (
-            f"The columns of a panel are days, but {where} does not read as dates ({str(values.iloc[0] if hasattr(values, 'iloc') else values[0])!r}). "
-            "Are these cells and genes? A panel has units as rows and days as columns, with var['date']: see "
-            "dp.pp.panel_from_long."
-        )
-        raise ValueError(msg) from error
+        read = read_times(values, Place.in_adata(where))
+    except NotATime as error:
+        raise ValueError(_no_days(where, values)) from error
+    if read.kind == "numbers" and "date" not in adata.var and np.isfinite(read.values).all():
+        _check_spacing(read.values.to_numpy(), values, where)
+        return None
+    if read.kind != "dates":
+        raise ValueError(_no_days(where, values))
+    dates = pd.DatetimeIndex(read.values)
     if dates.isna().any():
         msg = f"{where} is missing for column {adata.var_names[dates.isna()][0]!r}. Give every column its date."
         raise ValueError(msg)
     _check_spacing(dates, values, where)
     return dates
+
+
+def _no_days(where: str, values: Iterable[object]) -> str:
+    return (
+        f"The columns of a panel are days, but {where} does not read as dates ({str(next(iter(values)))!r}). "
+        "Are these cells and genes? A panel has units as rows and days as columns, with var['date']: see "
+        "dp.pp.panel_from_long."
+    )
 
 
 def day_index(panel: Panel, day: int | str | pd.Timestamp, argument: str) -> int:
@@ -166,9 +170,11 @@ def day_index(panel: Panel, day: int | str | pd.Timestamp, argument: str) -> int
         return int(panel.days.get_loc(day))
     if panel.dates is not None:
         try:
-            found = panel.dates.get_indexer([_local_date(day)])[0]
-        except (ValueError, TypeError):
+            read = read_times(pd.Series([day]), Place(argument, repr(day), ""))
+        except (NotATime, TypeError):
             found = -1
+        else:
+            found = panel.dates.get_indexer(read.values)[0] if read.kind == "dates" else -1
         if found >= 0:
             return int(found)
     msg = f"{argument}={day!r} is no day of the panel, which goes from {panel.days[0]} to {panel.days[-1]}."
@@ -348,13 +354,6 @@ def _lags_of(lags: int | Sequence[int]) -> list[int]:
             return [int(lag) for lag in own]
     msg = f"lags must be a number of days of at least 1, or different numbers of at least 0 in a list; it is {lags!r}."
     raise ValueError(msg)
-
-
-def _local_date(value: object) -> pd.Timestamp:
-    if isinstance(value, float | Integral) and not isinstance(value, bool):
-        value = f"{value:.0f}"  # 20200416, not nanoseconds since 1970
-    stamp = pd.Timestamp(value)
-    return stamp.tz_localize(None) if stamp is not pd.NaT and stamp.tzinfo is not None else stamp
 
 
 def frequency(dates: pd.DatetimeIndex) -> str | pd.offsets.BaseOffset | None:

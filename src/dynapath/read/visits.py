@@ -16,7 +16,8 @@ from scipy import sparse
 
 from dynapath._columns import column_of
 from dynapath._names import as_text
-from dynapath._times import in_decimals, settled
+from dynapath._time_column import Place, Times, read_times
+from dynapath._times import settled
 from dynapath._visits import Visits, from_rows
 
 from .baseline import Coding, Missing, learn_coding, subject_table
@@ -144,6 +145,12 @@ def read_new_visits(adata: AnnData, schema: Schema) -> ReadVisits:
     return ReadVisits(visits, place, schema)
 
 
+def read_row_times(adata: AnnData, schema: Schema) -> Float[NDArray, " row"]:
+    """Time of each row, as a fit of this schema counts it."""
+    subject = _subjects(adata, schema.subject_key)
+    return _times(adata, schema.time_key, schema.time_unit, subject, schema.subject_key)
+
+
 def _assemble(
     subject: pd.Series, times: NDArray, X: NDArray, schema: Schema, obs: pd.DataFrame | None = None
 ) -> tuple[Visits, NDArray]:
@@ -200,18 +207,18 @@ def _times(
     if time_unit is not None and time_unit not in _DAYS:
         msg = f"time_unit must be one of {', '.join(map(repr, _DAYS))}, or None for numbers; it is {time_unit!r}."
         raise ValueError(msg)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+    place = Place.in_adata(f"obs[{time_key!r}]", repr(time_key))
+    read = read_times(column, place, advice="Convert it to numbers, such as years since entry.")
+    if read.kind == "numbers":
         if time_unit is not None:
             msg = (
                 f"time_unit={time_unit!r} counts dates, but {time_key!r} holds numbers, which are in a unit of their own. Leave "
                 "time_unit out, or give dates (new subjects of a fit to dates need dates, too)."
             )
             raise ValueError(msg)
-        times = in_decimals(column)
+        times = read.values.to_numpy(dtype=float)
     else:
-        times = _from_dates(column, time_key, time_unit, subject)
+        times = _since_first_visit(read, time_key, time_unit, subject, str(column.dropna().iloc[0]))
     bad = ~np.isfinite(times)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
@@ -223,25 +230,16 @@ def _times(
     return settled(times)
 
 
-def _from_dates(column: pd.Series, time_key: str, time_unit: str | None, subject: pd.Series) -> Float[NDArray, " row"]:
-    """Time since the subject's first visit."""
-    example = column.dropna().iloc[0] if column.notna().any() else None
-    if pd.api.types.is_timedelta64_dtype(column.dtype):
-        dates = pd.Timestamp("2000-01-01") + column
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                dates = pd.to_datetime(column)
-        except (ValueError, TypeError) as error:
-            msg = f"{time_key!r} holds {example!r}, neither a number nor a date. Convert it to numbers, such as years since entry."
-            raise ValueError(msg) from error
+def _since_first_visit(
+    read: Times, time_key: str, time_unit: str | None, subject: pd.Series, example: str
+) -> Float[NDArray, " row"]:
     if time_unit is None:
         msg = (
-            f"{time_key!r} holds dates such as {example!r}. Say in which unit to count with time_unit='year' (or 'month', 'week', "
-            "'day', 'hour'), or convert the column to numbers."
+            f"{time_key!r} holds {read.kind} such as {example!r}. Say in which unit to count with time_unit='year' (or 'month', "
+            "'week', 'day', 'hour'), or convert the column to numbers."
         )
         raise ValueError(msg)
+    dates = read.values if read.kind == "durations" else read.steady
     first = dates.groupby(subject.to_numpy(), observed=True).transform("min")
     return ((dates - first) / pd.Timedelta(days=1)).to_numpy(dtype=float) / _DAYS[time_unit]
 

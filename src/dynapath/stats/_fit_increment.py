@@ -101,7 +101,7 @@ def fit_increment(
     bootstrap
         How to simulate, see :class:`dynapath.stats.Bootstrap`.
     train_until
-        The last day used: its index, name or date. By default all days.
+        The last day used: its index, name or date, as `"2020-03-04"`. By default all days.
     sigma
         Whether the variance of a day's innovation is each unit's own or common to all.
     key_added
