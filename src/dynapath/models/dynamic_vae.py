@@ -28,7 +28,7 @@ from dynapath.dynamics.mixture import Growth, LinearMixture
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
-from ._finish_decoder import finish_decoder
+from ._finish_decoder import finish_decoder, shrink_slopes
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
@@ -198,6 +198,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         **train_kwargs: Any,
     ) -> None:
         """Static VAE, then the mixture on its latent space, then both together, then the decoder's linear part to the end.
+
+        In the end slopes of genes with few counts are shrunk (`dynapath.models._finish_decoder`).
 
         Parameters
         ----------
@@ -396,16 +398,18 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.stages_.append(Stage(name, len(self.history_table()), z, dynamics))
 
     def _finish_decoder(self, options: Training) -> None:
+        if not options.finish_steps:
+            return
         mean, variance = (torch.as_tensor(value) for value in self.get_latent_representation(return_dist=True))
-        finish_decoder(
-            self.module,
+        cells = (
             csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
             mean,
             variance,
             torch.as_tensor(self.library_sizes(), dtype=torch.float32),
             torch.as_tensor(self.batch_codes()),
-            n_steps=options.finish_steps,
         )
+        finish_decoder(self.module, *cells, n_steps=options.finish_steps)
+        shrink_slopes(self.module, *cells)
         self.module.load_state_dict(self._of_first_process(self.module.state_dict()))
 
     @torch.no_grad()

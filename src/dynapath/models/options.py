@@ -66,8 +66,8 @@ class Training:
     n_restarts, prior_steps
         Restarts of the mixture fit between the two phases, and its full-batch Adam steps.
     finish_steps
-        Steps at the end that bring what is linear in the decoder to its optimum, states held fixed
-        (`decoder="skip"` only); 0 for none.
+        Steps at the end that bring what is linear in the decoder to its optimum, states held fixed; then slopes of genes
+        with few counts are shrunk by a prior that the genes have in common (`decoder="skip"` only). 0 for none of both.
     n_hidden, n_layers, dropout_rate
         Encoder and decoder widths and depth; dropout of the encoder.
     decoder
