@@ -66,7 +66,7 @@ def bootstrap(
     per time, bands are too narrow. What two seeds do differently is not in it either; `n_members` adds that.
 
     In the space of genes the decoder's own error dominates. It is added by a Laplace approximation of the decoder's last
-    layer, gene by gene (`dynapath.models.last_layer`).
+    layer, gene by gene (`dynapath.models.last_layer`), and so is the sampling of the cells that stand for a group.
 
     Examples
     --------
