@@ -2,7 +2,7 @@
 
 from ._embedding import embedded_velocity, embedding
 from ._fits import cell_slots, history, members, restarts
-from ._genes import gene_names, gene_paths, gene_trajectories, observed_genes
+from ._genes import counted_genes, gene_names, gene_paths, gene_trajectories, observed_genes
 from ._groups import alternatives, draws, dynamics, n_groups, observed_proportions, stages, trajectories
 from ._increment import increment_fit, increment_params
 from ._model import model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from ._stored import check_genes
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
+    from scipy.sparse import csr_matrix
 
     from dynapath.models.gene_paths import FoundGenes
 
@@ -181,7 +183,6 @@ def observed_genes(
     KeyError : for unknown genes, with names like theirs.
     ValueError : for a fit with `use_rep`, which has no counts.
     """
-    from dynapath._columns import column_of
     from dynapath._sampling_error import weighted_mean
     from dynapath.read.counts import read_counts
 
@@ -193,8 +194,7 @@ def observed_genes(
         raise ValueError(msg)
     check_genes(adata, strings(params["genes"]), key)
     counts = read_counts(adata, params.get("layer"))
-    by = params.get("size_factor_key")
-    library = np.asarray(counts.sum(1) if by is None else column_of(adata.obs, by), dtype=float).reshape(-1, 1)
+    library = _library(adata, counts, params)
     values = 1e4 * counts[:, as_text(adata.var_names).get_indexer(names)].toarray() / library
     tables = []
     for time, cells, weights in snapshot_weights(adata, key):
@@ -207,6 +207,53 @@ def observed_genes(
         table.insert(2, "time", time)
         tables.append(table)
     return pd.concat(tables).sort_values(["group", "gene", "time"], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class CountedGenes:
+    """What was measured of all genes of a fit, group by group."""
+
+    times: NDArray[np.float64]  # of the snapshots
+    mean: NDArray[np.float64]  # (group, time, gene), as in `observed_genes`; NaN below one cell
+    depth: NDArray[np.float64]  # (group, time): summed counts (or size factors) of the group's cells
+    n_counts: NDArray[np.float64]  # (gene,)
+    n_cells: NDArray[np.int64]  # (gene,): in which it was seen
+    n_cells_group: NDArray[np.float64]  # (group, gene): of them, in each group
+
+
+def counted_genes(adata: AnnData, key: str) -> CountedGenes:
+    """Counts of all genes, by the probabilities that the fit gives each cell."""
+    from dynapath.read.counts import read_counts
+
+    params = fit_record(adata, key)["params"]
+    check_genes(adata, strings(params["genes"]), key)
+    counts = read_counts(adata, params.get("layer"))
+    library = _library(adata, counts, params)
+    normalised, seen = counts.multiply(1e4 / library).tocsr(), counts > 0
+    times, means, depths, cells_with = [], [], [], 0.0
+    for time, cells, weights in snapshot_weights(adata, key):
+        total = weights.sum(0)[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means.append(np.where(total >= 1, (normalised[cells].T @ weights).T / total, np.nan))
+        depths.append(weights.T @ library[cells, 0])
+        cells_with = cells_with + (seen[cells].T @ weights).T
+        times.append(time)
+    return CountedGenes(
+        times=np.array(times),
+        mean=np.stack(means, axis=1),
+        depth=np.stack(depths, axis=1),
+        n_counts=np.asarray(counts.sum(0), dtype=float).ravel(),
+        n_cells=np.asarray(seen.sum(0), dtype=np.int64).ravel(),
+        n_cells_group=cells_with,
+    )
+
+
+def _library(adata: AnnData, counts: csr_matrix, params: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Total counts or size factor of each cell (cell, 1)."""
+    from dynapath._columns import column_of
+
+    by = params.get("size_factor_key")
+    return np.asarray(counts.sum(1) if by is None else column_of(adata.obs, by), dtype=float).reshape(-1, 1)
 
 
 def gene_names(adata: AnnData, genes: str | Sequence[str]) -> list[str]:
