@@ -43,7 +43,7 @@ def check_columns(df: pd.DataFrame, names: Sequence[object]) -> None:
 
 
 def names_in(values: pd.Series, what: str) -> NDArray[np.object_]:
-    """Names of units, subjects or items as text.
+    """Names of units, subjects or items as text; `what` is how messages call the column.
 
     Raises
     ------
@@ -52,13 +52,13 @@ def names_in(values: pd.Series, what: str) -> NDArray[np.object_]:
     missing = values.isna().to_numpy()
     if missing.any():
         row = int(np.flatnonzero(missing)[0])
-        msg = f"{what!r} is missing in {int(missing.sum())} rows, first in row {row}. Fill it in, or drop them."
+        msg = f"{what} is missing in {int(missing.sum())} rows, first in row {row}. Fill it in, or drop them."
         raise ValueError(msg)
     distinct = pd.unique(values)
     text = pd.Index([str(value) for value in distinct])
     if text.has_duplicates:
         same = text[text.duplicated()][0]
         which = " and ".join(repr(value) for value, spelled in zip(distinct, text, strict=True) if spelled == same)
-        msg = f"Different values of {what!r} read the same: {which}. Convert the column to text first."
+        msg = f"Different values of {what} read the same: {which}. Convert the column to text first."
         raise ValueError(msg)
     return values.astype(str).to_numpy(dtype=object)

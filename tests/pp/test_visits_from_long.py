@@ -122,3 +122,82 @@ def test_objects_without_times_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "ehrdata", None)
     with pytest.raises(ImportError, match="ehrdata>=0.4"):
         to_ehrdata(visits, time_key="month")
+
+
+# --- whose baseline ----------------------------------------------------------------------------------------------------
+
+AGES = {"b": 71.0, "a": 50.0}
+
+
+def numbered(table):
+    """Subjects 1 and 2 instead of a and b."""
+    return table.assign(patient=table["patient"].map({"a": 1, "b": 2}))
+
+
+def ages(visits):
+    return dict(zip(visits.obs["patient"].astype(str), visits.obs["age"], strict=True))
+
+
+@pytest.mark.parametrize("order", [["a", "b"], ["b", "a"]])
+@pytest.mark.parametrize("subjects", [str, int])
+def test_every_subject_has_its_own_baseline_however_the_table_names_it(order, subjects):
+    table = long_table() if subjects is str else numbered(long_table())
+    name = {"a": "a", "b": "b"} if subjects is str else {"a": 1, "b": 2}
+    known = pd.DataFrame({"patient": [name[who] for who in order], "age": [AGES[who] for who in order]})
+    expected = {str(name[who]): AGES[who] for who in order}
+    indexed = known.set_index("patient")
+    for baseline in (known, known.set_index(pd.Index([7, 8])), indexed, indexed.rename_axis("id")):
+        visits = visits_from_long(table, **KEYS, baseline=baseline)
+        assert ages(visits) == expected
+        assert list(visits.obs) == ["patient", "month", "age"]
+
+
+def test_an_index_that_was_set_to_the_subjects_needs_no_name():
+    known = pd.DataFrame({"age": [71.0, 50.0]}, index=[2, 1])
+    assert ages(visits_from_long(numbered(long_table()), **KEYS, baseline=known)) == {"2": 71.0, "1": 50.0}
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0, 1], [0, 1, 3], [1, 0]])
+def test_row_numbers_name_no_subjects(rows):
+    """Taken as names they would give patient 1 the age in row 1, which is that of patient 2."""
+    table = numbered(long_table())
+    known = pd.DataFrame({"patient": [1, 2, 3, 4], "age": [50.0, 71.0, 30.0, 40.0]}).iloc[rows]
+    assert ages(visits_from_long(table, **KEYS, baseline=known)) == {"1": 50.0, "2": 71.0}
+    with pytest.raises(ValueError, match=r"row numbers.* do not name the subjects.*baseline\.rename_axis\('patient'\)"):
+        visits_from_long(table, **KEYS, baseline=known[["age"]])
+
+
+def test_text_that_counts_rows_names_no_subjects_either():
+    table = numbered(long_table()).assign(patient=lambda t: t["patient"].astype(str))
+    known = pd.DataFrame({"age": [50.0, 71.0, 30.0]}, index=["0", "1", "2"])
+    with pytest.raises(ValueError, match="row numbers"):
+        visits_from_long(table, **KEYS, baseline=known)
+    meant = visits_from_long(table, **KEYS, baseline=known.rename_axis("patient"))
+    assert ages(meant) == {"1": 71.0, "2": 30.0}
+
+
+def test_a_baseline_of_other_subjects_and_one_with_subjects_twice_or_unnamed_are_refused():
+    known = pd.DataFrame({"patient": ["a", "b", "b"], "age": [50.0, 71.0, 72.0]})
+    with pytest.raises(ValueError, match="several rows for patient 'b'"):
+        visits_from_long(long_table(), **KEYS, baseline=known)
+    with pytest.raises(ValueError, match="no row for patient 'b'"):
+        visits_from_long(long_table(), **KEYS, baseline=known[:1])
+    with pytest.raises(ValueError, match=r"baseline\['patient'\] is missing in 1 rows, first in row 1"):
+        visits_from_long(long_table(), **KEYS, baseline=known.assign(patient=["a", None, "b"]))
+    with pytest.raises(ValueError, match="index of baseline has 2 levels.*'patient'"):
+        visits_from_long(long_table(), **KEYS, baseline=known.assign(site=1).set_index(["site", "patient"]))
+
+
+def test_a_time_in_the_baseline_is_refused_and_leaving_it_out_helps():
+    known = pd.DataFrame({"patient": ["a", "b"], "month": [0, 0], "age": [50.0, 71.0]})
+    with pytest.raises(ValueError, match="baseline has 'month', which is the time.*Leave it out"):
+        visits_from_long(long_table(), **KEYS, baseline=known)
+    assert ages(visits_from_long(long_table(), **KEYS, baseline=known.drop(columns="month"))) == AGES
+    with pytest.raises(ValueError, match="baseline names 'patient', which is the subject.*Leave it out"):
+        visits_from_long(long_table(), **KEYS, baseline=["patient", "sex"])
+
+
+def test_subjects_that_read_the_same_are_refused():
+    table = long_table().assign(patient=pd.Series(["1", 1, 1, "1", 1], dtype=object))
+    with pytest.raises(ValueError, match="Different values of 'patient' read the same: '1' and 1"):
+        visits_from_long(table, **KEYS)

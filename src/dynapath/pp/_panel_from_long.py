@@ -93,7 +93,7 @@ def panel_from_long(
     if not len(df):
         msg = "The table has no rows, so that there is no panel to make."
         raise ValueError(msg)
-    units = names_in(df[unit], unit)
+    units = names_in(df[unit], repr(unit))
     days = _days(df, time, freq)
     names, row = np.unique(units, return_inverse=True)
     axis, column = np.unique(days, return_inverse=True)

@@ -38,8 +38,8 @@ def visits_from_long(
     item, value
         Columns with the name of the item and its value; NaN is not measured.
     baseline
-        Variables known from the start: a DataFrame with one row per subject, indexed by subject; or names of columns of `df`
-        that do not change within a subject.
+        Variables known from the start: a DataFrame with one row per subject, which is named by the column `subject` or, where
+        there is none, by the index; or names of columns of `df` that do not change within a subject.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def visits_from_long(
     KeyError : for a column that does not exist.
     TypeError : for values that are no numbers.
     ValueError : for missing subjects, times or items, dates that can be read day first or month first, a measurement that
-        occurs twice, a baseline that changes within a subject, or subjects without a baseline.
+        occurs twice, a baseline that changes within a subject, whose index holds row numbers, or that lacks subjects.
 
     Examples
     --------
@@ -81,17 +81,19 @@ def visits_from_long(
     if not len(df):
         msg = "The table has no rows, so that there are no visits to make."
         raise ValueError(msg)
-    for name in names:
-        if table:
+    if table:
+        for name in names:
             column_of(baseline, name, place="baseline")
-        elif names.count(name) > 1:
+        names = [name for name in names if name != subject]
+    for name in names:
+        if names.count(name) > 1:
             msg = f"baseline names {name!r} {names.count(name)} times. Name each column once."
             raise ValueError(msg)
-    taken = {subject, time} & set(map(str, names))
-    if taken:
-        msg = f"baseline has {taken.pop()!r}, which is the subject or the time. Leave it out."
-        raise ValueError(msg)
-    who, what = pd.Series(names_in(df[subject], subject)), names_in(df[item], item)
+        if name in (subject, time):
+            role = "subject" if name == subject else "time"
+            msg = f"baseline {'has' if table else 'names'} {name!r}, which is the {role}. Leave it out."
+            raise ValueError(msg)
+    who, what = pd.Series(names_in(df[subject], repr(subject))), names_in(df[item], repr(item))
     read = read_times(df[time].reset_index(drop=True), Place.in_table(time))
     missing = read.values.isna()
     if missing.any():
@@ -114,10 +116,10 @@ def visits_from_long(
     rows = wide.index.to_frame(index=False)
     obs = pd.DataFrame({subject: pd.Categorical(rows["subject"], categories=subjects)})
     obs[time] = rows["time"].map(dict(zip(read.steady, storable(read), strict=True)))
-    known = baseline.set_axis(baseline.index.astype(str)) if table else _constant(df, who, names, subject)
+    known = _by_subject(baseline, subject, subjects) if table else _constant(df, who, names, subject)
     lacking = [name for name in subjects if name not in known.index] if names else []
     if lacking:
-        msg = f"baseline has no row for {subject} {lacking[0]!r} ({len(lacking)} subjects). Its index must hold all subjects."
+        msg = f"baseline has no row for {subject} {lacking[0]!r} ({len(lacking)} subjects). It must have one for each subject."
         raise ValueError(msg)
     if not known.index.is_unique:
         msg = f"baseline has several rows for {subject} {known.index[known.index.duplicated()][0]!r}. Keep one."
@@ -137,6 +139,27 @@ def _numbers(df: pd.DataFrame, value: str, who: pd.Series) -> NDArray[np.float64
         msg = f"{value!r} holds {df[value].iloc[row]!r} ({who.iloc[row]!r}, row {row}), which is no number. Code it as one."
         raise TypeError(msg)
     return numbers.to_numpy(dtype=float, na_value=np.nan)
+
+
+def _by_subject(baseline: pd.DataFrame, subject: str, subjects: Sequence[str]) -> pd.DataFrame:
+    """The table indexed by the subject as text, which is a column of it or its index."""
+    if subject in baseline.columns:
+        return baseline.set_axis(names_in(baseline[subject], f"baseline[{subject!r}]"))
+    index = baseline.index
+    if index.nlevels > 1:
+        msg = f"The index of baseline has {index.nlevels} levels. Give the subject as a column {subject!r}: baseline.reset_index()."
+        raise ValueError(msg)
+    text = index.astype(str)
+    # Nobody has set such an index: a table has it from the start, and keeps part of it when rows are dropped or sorted.
+    counted = set(text) == set(map(str, range(len(text))))
+    numbers = pd.api.types.is_integer_dtype(index.dtype) and set(text) != set(subjects)
+    if index.name is None and (counted or numbers) and len(baseline.columns):
+        msg = (
+            f"The index of baseline holds row numbers such as {text[0]}, which do not name the subjects. Give the subject as a "
+            f"column {subject!r} or as the index; if these numbers are the subjects, say so: baseline.rename_axis({subject!r})."
+        )
+        raise ValueError(msg)
+    return baseline.set_axis(text)
 
 
 def _constant(df: pd.DataFrame, who: pd.Series, names: list[str], subject: str) -> pd.DataFrame:
