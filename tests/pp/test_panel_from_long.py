@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -234,6 +236,39 @@ def test_a_value_said_to_be_observed_must_be_there():
 def test_a_mask_that_is_no_mask_is_refused(told, error, message):
     with pytest.raises(error, match=message):
         panel(reports().assign(told=told), observed="told")
+
+
+MASKS = {
+    "text": ["True", "False"],
+    "text in capitals": ["TRUE", "FALSE"],
+    "numbers": [1, 0],
+    "floats": [1.0, 0.0],
+    "text of numbers": ["1", "0"],
+    "booleans held as objects": pd.Series([True, False], dtype=object),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_line_for_a_mask_that_is_no_mask_keeps_what_was_reported(mask):
+    told = [True, False, True, True, True, False, True]
+    table = reports()
+    expected = panel(table.assign(told=told), observed="told")
+    yes, no = MASKS[mask]
+    column = pd.Series([yes if each else no for each in told], dtype=object if "objects" in mask else None)
+    for held in [column] if "objects" in mask else [column, column.astype("category")]:
+        df = table.assign(told=held)
+        with pytest.raises(TypeError, match="'told' must be boolean") as refused:
+            panel(df, observed="told")
+        exec(re.search(r"df\['told'\] = .*(?=\.$)", str(refused.value))[0], {"df": df})
+        np.testing.assert_array_equal(panel(df, observed="told").X, expected.X)
+
+
+def test_a_mask_of_other_words_lists_them():
+    table = reports().assign(told=["sent", "late", "sent", "sent", "sent", "none", "sent"])
+    with pytest.raises(
+        TypeError, match=r"its values are sent, late, none.*df\['told'\] == 'sent'.*if 'sent' means reported"
+    ):
+        panel(table, observed="told")
 
 
 @pytest.mark.parametrize("column", ["patients", "cases"])

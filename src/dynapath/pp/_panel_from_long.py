@@ -231,14 +231,26 @@ def _check_once(
 
 def _observed(df: pd.DataFrame, observed: str) -> NDArray[np.bool_]:
     column = df[observed]
-    if not pd.api.types.is_bool_dtype(column.dtype):
-        msg = f"{observed!r} must be boolean; it is {column.dtype}. Convert it, e.g. df[{observed!r}] == 1."
-        raise TypeError(msg)
     if column.isna().any():
         position = int(np.flatnonzero(column.isna())[0])
         msg = f"{observed!r} is missing in {int(column.isna().sum())} rows, first in row {position}. Fill it in."
         raise ValueError(msg)
+    if not pd.api.types.is_bool_dtype(column.dtype):
+        msg = f"{observed!r} must be boolean; it is {column.dtype}. Convert it: {_to_boolean(column, f'df[{observed!r}]')}."
+        raise TypeError(msg)
     return column.to_numpy(dtype=bool)
+
+
+def _to_boolean(column: pd.Series, name: str) -> str:
+    """The line that makes a boolean column of this one."""
+    values = column.drop_duplicates().tolist()
+    words = {str(value).lower() for value in values}
+    if words <= {"true", "false"}:
+        return f"{name} = {name}.astype(str).str.lower() == 'true'"
+    if words <= {"0", "1", "0.0", "1.0"}:
+        return f"{name} = {name}.astype(float) == 1"
+    listed = ", ".join(map(str, values[:5]))
+    return f"its values are {listed}; {name} = {name} == {values[0]!r}, if {values[0]!r} means reported"
 
 
 def _numbers(
