@@ -28,7 +28,8 @@ def kinds(table: Any) -> Any:
     if "kind" in table:
         return table["kind"].astype(str)
     item = table["item"].astype(str) if "item" in table else np.zeros(len(table))
-    binary = (table["observed"].isin((0, 1)) & table["lower90"].isna()).groupby(item).transform("all")
+    without = table["lower90"].isna() if "lower90" in table else False
+    binary = (table["observed"].isin((0, 1)) & without).groupby(item).transform("all")
     return binary.map({True: "bernoulli", False: "gaussian"})
 
 

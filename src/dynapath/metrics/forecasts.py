@@ -72,6 +72,12 @@ def forecast_scores(table: Any, by: str | Sequence[str] = ("model",)) -> Any:
     -----
     UserWarning : where intervals are infinite; these cover everything and say nothing, so that coverage leaves them out.
 
+    Notes
+    -----
+    Coverage counts forecasts. Intervals of :func:`dynapath.stats.landmark_forecast` hold for patients: their mean over the
+    forecasts of a patient, and then over patients, is what they promise. Where patients with many visits are the healthier
+    ones, who are covered more often, the share of forecasts is above it.
+
     Examples
     --------
     >>> import dynapath as dp

@@ -74,7 +74,8 @@ def calibration(
     Left: share of observations inside the 50 and 90 % intervals that are finite, by item and landmark; bars are 95 % intervals from 300
     resamples of patients. Right: where observations fall in the normal distribution with the forecast's mean and standard
     deviation; flat if that is right, higher at both ends if it is too sure. The intervals on the left are conformal
-    and may hold where the normal distribution does not.
+    and may hold where the normal distribution does not; they hold for patients, and shares of forecasts are above what they
+    promise where patients with many visits are covered more often.
 
     Examples
     --------
