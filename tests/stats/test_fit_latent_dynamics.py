@@ -571,6 +571,136 @@ def test_uncalibrated_intervals_are_never_infinite(fitted):
     assert not table["unbounded"].any()
 
 
+# Visits without any measurement.
+MODELS = {"vae": {}, "first": {"estimator": "first"}, "process noise": {"process_noise": True}}
+
+
+def with_empty_visits(adata):
+    """The same visits, and more at which nothing was measured: of three subjects at other times, and of a new one."""
+    extra = adata.obs[~adata.obs["patient"].duplicated()].iloc[[0, 1, 2, 3, 3]].copy()
+    times = {name: own["time"].sort_values().to_numpy() for name, own in adata.obs.groupby("patient", observed=True)}
+    first, second, third = (times[name] for name in extra["patient"].iloc[:3])
+    # Before all of the first, between two visits of the second, after all of the third.
+    extra["time"] = [first[0] - 0.7, second[:2].mean(), third[-1] + 0.7, 1.0, 2.0]
+    extra["patient"] = extra["patient"].astype(str)
+    extra.iloc[3:, extra.columns.get_loc("patient")] = "nobody"
+    extra.index = ["before", "between", "after", "never 1", "never 2"]
+    empty = anndata.AnnData(np.full((5, adata.n_vars), np.nan), obs=extra, var=adata.var)
+    both = anndata.concat([adata, empty])
+    both.obs["patient"] = both.obs["patient"].astype(str)
+    return both
+
+
+def quietly(adata, times, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return dp.stats.predict_visits(adata, times=times, **options)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def with_and_without(registry, request):
+    """A fit of visits of which some say nothing, and one without these."""
+    options = MODELS[request.param] | {"baseline": "~ y1"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no measurement at all")
+        return fit(with_empty_visits(registry), **options), fit(registry, **options)
+
+
+def test_visits_without_a_measurement_teach_nothing_and_change_no_forecast(with_and_without, registry):
+    more, plain = with_and_without
+    names = registry.obs_names
+    for one, other in (
+        (more[names].obsm["X_latent_dynamics"], plain.obsm["X_latent_dynamics"]),
+        (more[names].obsm["latent_dynamics_std"], plain.obsm["latent_dynamics_std"]),
+        (more[names].layers["latent_dynamics_fitted"], plain.layers["latent_dynamics_fitted"]),
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+    found = quietly(more, [3.0, 9.0]).set_index(["subject", "time", "item"])
+    expected = quietly(plain, [3.0, 9.0]).set_index(["subject", "time", "item"])
+    pd.testing.assert_frame_equal(
+        found.loc[expected.index, ["predicted", "lower", "upper"]], expected[["predicted", "lower", "upper"]]
+    )
+
+
+def test_a_subject_without_any_measurement_has_no_forecast_and_is_flagged(with_and_without):
+    more, plain = with_and_without
+    with pytest.warns(
+        UserWarning, match=r"2 of 62 predictions are NaN, since nothing.*subject 'nobody' at 3.*'extrapolated'"
+    ):
+        table = dp.stats.predict_visits(more, times=[3.0, 4.0], subjects=more)
+    nobody = table["subject"] == "nobody"
+    assert table.loc[nobody, ["predicted", "lower", "upper"]].isna().all(axis=None)
+    assert table.loc[nobody, "extrapolated"].all()
+    assert table.loc[~nobody, "predicted"].notna().all()
+    assert not table.loc[~nobody, "extrapolated"].any()
+    rows = more.obs["patient"] == "nobody"
+    for slot in ("X_latent_dynamics", "latent_dynamics_encoded", "latent_dynamics_std"):
+        assert np.isnan(more[rows].obsm[slot]).all()
+    assert np.isnan(more[rows].layers["latent_dynamics_fitted"]).all()
+    assert np.isfinite(dp.get.parameters(more).loc["nobody"]).all()
+    # Nor is there one after a first visit that says nothing, though there are measurements later.
+    first, time = more.obs.loc["before", ["patient", "time"]]
+    early = quietly(more, [time + 0.3])
+    assert early.loc[early["subject"] == first, "predicted"].isna().all()
+    assert early.loc[early["subject"] == first, "extrapolated"].all()
+
+
+def test_a_visit_without_a_measurement_lies_on_the_trajectory(with_and_without, registry):
+    more, plain = with_and_without
+    noisy = more.uns["latent_dynamics"]["params"]["model"] == "state_space"
+    state = lambda name: more[name].obsm["X_latent_dynamics"][0]
+    assert np.isnan(more[["before", "between", "after"]].obsm["latent_dynamics_encoded"]).all() or noisy
+    assert np.isnan(state("before")).all() == noisy
+    for name in ("between", "after"):
+        assert np.isfinite(state(name)).all()
+    # What is decoded there is what is forecast for that time from the visits before, if the states are those of a filter.
+    if noisy:
+        subject, time = more.obs.loc["after", ["patient", "time"]]
+        table = quietly(plain, [time])
+        there = table[table["subject"] == subject]["predicted"].to_numpy()
+        np.testing.assert_allclose(more["after"].layers["latent_dynamics_fitted"][0], there, rtol=1e-6)
+    else:
+        own = registry[(registry.obs["patient"] == more.obs.loc["after", "patient"]).to_numpy()]
+        model = dp.get.visit_model(plain)
+        visits = model.read(own).visits
+        since = more.obs.loc["after", "time"] - visits.times[0, 0]
+        z, items = model.fitted.paths(visits, np.array([since]))
+        np.testing.assert_allclose(state("after"), z[0, 0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(more["after"].layers["latent_dynamics_fitted"][0], items[0, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_time_that_means_a_visit_is_forecast_from_it(with_and_without, registry):
+    time = float(registry.obs["time"].iloc[3])
+    for nearly in (np.nextafter(time, -np.inf), np.nextafter(time, np.inf)):
+        table, exact = quietly(with_and_without[1], [nearly]), quietly(with_and_without[1], [time])
+        np.testing.assert_allclose(table["predicted"], exact["predicted"], rtol=1e-9)
+
+
+def test_no_model_forecasts_before_the_last_visit(with_and_without, registry):
+    model = dp.get.visit_model(with_and_without[1])
+    visits = model.read(registry).visits
+    last = visits.last_time()[:, None]
+    mean, _ = model.fitted.predict(visits, last)
+    assert np.isfinite(mean).all()
+    earlier = last.copy()
+    earlier[4] -= 0.01
+    with pytest.raises(
+        ValueError, match=f"Subject '{visits.subjects[4]}' is to be forecast at .*before its last visit.*history.first"
+    ):
+        model.fitted.predict(visits, earlier)
+
+
+def test_subjects_with_one_visit_that_says_something_are_no_use(registry):
+    adata = registry.copy()
+    number = adata.obs.groupby("patient", observed=True)["time"].rank()
+    adata.X[(number > 1).to_numpy()] = np.nan
+    with (
+        pytest.warns(UserWarning, match="no measurement"),
+        pytest.raises(ValueError, match="No subject has two visits with a"),
+    ):
+        dp.stats.fit_latent_dynamics(adata, **KEYS, schedule=QUICK)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -185,7 +185,8 @@ def visit_predictions(
         half = np.where(np.isinf(half), np.inf, half * sd)
     half = np.where(visits.gaussian, half, np.nan)
     longest = float(fit["params"]["longest"])
-    beyond = (times - visits.times[:, :1] > longest * (1 + 1e-9)) | (k == 0)
+    nothing = np.isnan(mean).all(-1)
+    beyond = (times - visits.times[:, :1] > longest * (1 + 1e-9)) | nothing
     n, t, p = mean.shape
     table = pd.DataFrame(
         {

@@ -134,10 +134,11 @@ def fit_latent_dynamics(
     -------
     None, or the copy if `copy=True`. Sets the following fields:
 
-    `obsm["X_{key}"]` : state at each visit, from all visits of the subject (with `process_noise`: from it and earlier ones).
+    `obsm["X_{key}"]` : state at each visit, from all visits of the subject (with `process_noise`: from it and earlier ones);
+        NaN where nothing of these was measured.
     `obsm["{key}_encoded"]` : what each visit says by itself. `obsm["{key}_std"]` : standard deviation of the state.
     `obsm["{key}_theta"]` : parameters of the subject's dynamics, per unit of time, repeated on its visits.
-    `layers["{key}_fitted"]` : decoded states, NaN for items that were left out.
+    `layers["{key}_fitted"]` : decoded states, NaN for items that were left out and where there is no state.
     `uns["{key}"]` : settings, weights, coding of the baseline, history of the terms, losses of restarts;
         :func:`dynapath.get.model` makes the fitted model of it.
 
@@ -213,7 +214,7 @@ def fit_latent_dynamics(
     fitted = forecaster.fit(read.visits)
     intervals = None
     if calibration_folds:
-        intervals = Intervals.by_folds(forecaster, read.visits, calibration_folds, random_state)
+        intervals = Intervals.by_folds(forecaster, read.visits.measured(), calibration_folds, random_state)
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     found = fitted.describe(read.visits)
@@ -402,8 +403,10 @@ def _check_dynamics(dynamics: Any, *, offset: bool | None) -> None:
 
 
 def _check_span(visits: Visits, preset: Preset | None, subject_key: str) -> None:
-    if not (visits.n_visits > 1).any():
-        msg = "No subject has two visits, so nothing is known of change. At least some must have two."
+    if not (visits.observed.any(2).sum(1) > 1).any():
+        msg = (
+            "No subject has two visits with a measurement, so nothing is known of change. At least some must have two."
+        )
         raise ValueError(msg)
     many = visits.n_visits > 2
     if preset == "bimj2022" and many.any():

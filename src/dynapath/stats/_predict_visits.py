@@ -49,8 +49,8 @@ def predict_visits(
     -------
     One row per subject, time and item: `subject`, `time`, `item`, `predicted`, `lower`, `upper` (NaN for Bernoulli items, whose
     prediction is a probability), `unbounded` (the interval is infinite, since too few subjects calibrate it: n of them allow
-    probabilities up to n / (n + 1)), `extrapolated` (the time since the first visit is longer than any in the fit, or there is no
-    visit to start from, which gives NaN). Intervals are calibrated if the fit had `calibration_folds`; they are those of the
+    probabilities up to n / (n + 1)), `extrapolated` (the time since the first visit is longer than any in the fit, or nothing of
+    the subject was measured by then, which gives NaN). Intervals are calibrated if the fit had `calibration_folds`; they are those of the
     next visit, so further ahead they rest on the model.
 
     Raises
@@ -60,22 +60,14 @@ def predict_visits(
 
     Warns
     -----
-    UserWarning : if a time is extrapolated, or an interval is infinite.
+    UserWarning : if a time is extrapolated, a prediction is NaN, or an interval is infinite.
     """
     when = np.atleast_1d(in_decimals(times))
     _check(when, given, interval)
     predicted, longest = get.visit_predictions(
         adata, key, times=when, given=given, interval=interval, subjects=subjects, dynamics=dynamics
     )
-    beyond = predicted["extrapolated"]
-    if beyond.any():
-        n_items = predicted["item"].nunique()
-        warnings.warn(
-            f"{int(beyond.sum()) // n_items} of {len(beyond) // n_items} times are beyond the longest follow-up of the fit "
-            f"({longest:g}) or before a subject's first visit; see the column 'extrapolated'.",
-            UserWarning,
-            stacklevel=2,
-        )
+    _warn_of_times(predicted, longest)
     unbounded = predicted["unbounded"]
     if unbounded.any():
         warnings.warn(
@@ -86,6 +78,25 @@ def predict_visits(
             stacklevel=2,
         )
     return predicted
+
+
+def _warn_of_times(predicted: pd.DataFrame, longest: float) -> None:
+    """Of what is extrapolated, and of what cannot be predicted."""
+    beyond, nothing = predicted["extrapolated"], predicted["predicted"].isna()
+    n_items = predicted["item"].nunique()
+    n = len(predicted) // n_items
+    said = []
+    if (beyond & ~nothing).any():
+        late = int((beyond & ~nothing).sum()) // n_items
+        said.append(f"{late} of {n} times are beyond the longest follow-up of the fit ({longest:g})")
+    if nothing.any():
+        first = predicted[nothing].iloc[0]
+        said.append(
+            f"{int(nothing.sum()) // n_items} of {n} predictions are NaN, since nothing of the subject was measured by then (first: "
+            f"subject {first['subject']!r} at {first['time']:g})"
+        )
+    if said:
+        warnings.warn(f"{'; '.join(said)}. See the column 'extrapolated'.", UserWarning, stacklevel=3)
 
 
 def _check(times: NDArray, given: Any, interval: float) -> None:

@@ -46,7 +46,8 @@ class StateSpaceForecaster:
     random_state: int | None = 0
 
     def fit(self, visits: Visits) -> FittedStateSpace:
-        """Fit to the visits; nothing but these is used, for scales too."""
+        """Fit to the visits; nothing but these is used, for scales too. Visits without any measurement teach nothing."""
+        visits = visits.take(visits.observed.any((1, 2))).measured()
         scale = Scale.of(visits)
         generator = torch.Generator()
         _ = generator.seed() if self.random_state is None else generator.manual_seed(self.random_state)

@@ -46,12 +46,13 @@ class VisitVAEForecaster:
     def fit(self, visits: Visits) -> FittedVisitVAE:
         """Fit to the visits; the restart with the lowest loss is kept.
 
-        Subjects with one visit teach the encoder and the decoder only.
+        Subjects with one visit teach the encoder and the decoder only; visits without any measurement teach nothing.
 
         Warns
         -----
         UserWarning : if good restarts disagree in the sign of a rate.
         """
+        visits = visits.take(visits.observed.any((1, 2))).measured()
         dynamics = self._dynamics()
         homogeneous = isinstance(dynamics, LinearSystem) and not dynamics.has_offset
         scale = Scale.by_span(visits, centred=not homogeneous)

@@ -20,7 +20,9 @@ class FittedForecaster(Protocol):
     ) -> tuple[Float[NDArray, "subject ahead item"], Float[NDArray, "subject ahead item"]]:
         """Mean and standard deviation of every item at `times`, given all visits in `history` and nothing else.
 
-        The mean of a Bernoulli item is its probability. NaN in `times` (no forecast wanted) gives NaN.
+        The mean of a Bernoulli item is its probability. NaN in `times` (no forecast wanted) gives NaN. Times are not before
+        the last visit of a history. Of subjects of whom nothing was measured a model may give NaN, as the latent ones do, or
+        what it expects of the population, as the mixed model does: no score counts them.
         """
 
 
