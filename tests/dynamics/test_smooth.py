@@ -1,11 +1,13 @@
 """One trajectory from all visits: against weighted least squares, and the published estimator re-derived in numpy."""
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from torch.autograd import gradcheck
 
-from dynapath.dynamics.nonlinear import LotkaVolterra
-from dynapath.dynamics.smooth import equal, gls, inverse_variance, pool
+from dynapath.dynamics.nonlinear import LearnedField, LotkaVolterra
+from dynapath.dynamics.smooth import equal, gls, inverse_variance, linearised, pool
 from dynapath.dynamics.systems import LinearSystem
 
 TIMES = torch.tensor([0.0, 0.7, 1.5, 4.0, 4.2], dtype=torch.float64)
@@ -132,11 +134,91 @@ def test_gls_covariance_is_the_scatter_of_repeated_visits():
     torch.testing.assert_close(scatter, pooled.cov[0].diagonal(dim1=-2, dim2=-1), rtol=0.1, atol=0)
 
 
-def test_where_the_information_is_singular_nothing_is_known_and_the_rest_is_as_it_was():
+def test_where_the_flow_is_not_finite_nothing_is_known_and_the_rest_is_as_it_was():
     Phi = torch.eye(2).repeat(3, 4, 1, 1)
-    Phi[1] = 1e12
+    Phi[1] = torch.inf
     mean, precision = torch.ones(3, 4, 2), torch.ones(3, 4, 2)
     x0, cov = gls(Phi, torch.zeros(3, 4, 2), mean, precision)
     assert torch.isnan(x0[1]).all()
     assert torch.isnan(cov[1]).all()
     torch.testing.assert_close(x0[[0, 2]], torch.full((2, 2), 4 / 4.0001))
+
+
+def test_what_visits_do_not_tell_is_left_to_the_ridge():
+    # All visits see the sum of both coordinates, a million million times. Their difference has the variance of the ridge.
+    x0, cov = gls(torch.full((4, 2, 2), 1e12), torch.zeros(4, 2), torch.full((4, 2), 2e12), torch.ones(4, 2))
+    assert x0.sum().item() == pytest.approx(2.0, rel=1e-5)
+    torch.testing.assert_close(cov, 0.5e4 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), rtol=1e-3, atol=0)
+
+
+def exact_smooth(A, precision, ridge, digits=80):
+    """Covariance of the smoothed states and what is made of each visit, with so many digits."""
+    with mpmath.workdps(digits):
+        steps = [mpmath.expm(mpmath.matrix(A.tolist()) * float(t)) for t in TIMES]
+        weight = [mpmath.diag([float(p) for p in row]) for row in precision]
+        information = ridge * mpmath.eye(2)
+        for Phi, P in zip(steps, weight, strict=True):
+            information += Phi.T * P * Phi
+        cov0 = information**-1
+        cov = [Phi * cov0 * Phi.T for Phi in steps]
+        gain = [[Phi * cov0 * other.T * P for other, P in zip(steps, weight, strict=True)] for Phi in steps]
+        as_array = lambda matrix: np.array(matrix.tolist(), dtype=float)
+        return np.array([as_array(c) for c in cov]), np.array([[as_array(g) for g in row] for row in gain])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reach", [3, 10, 13, 20, 28])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_smoother_holds_for_fast_growth_and_decay_in_either_precision(dtype, reach, sign):
+    # Coupled rates, so that no coordinate is the fast one; the last visit is at 4.2.
+    A = sign * reach / 4.2 * np.array([[0.8, 0.5], [0.3, 0.1]])
+    system = LinearSystem(2, "full")
+    _, mean, precision = (x.to(dtype) for x in subject(system))
+    theta, times = torch.tensor(A, dtype=dtype).flatten(), TIMES.to(dtype)
+    given = theta.double().reshape(2, 2).numpy()  # as rounded
+    smooth = pool(system, "gls", times, mean, precision, theta, torch.ones(5, dtype=torch.bool))
+    assert smooth.mean.dtype == smooth.cov.dtype == dtype
+    cov, gain = exact_smooth(given, precision.double(), 1e-4)
+    expected = np.einsum("klij,lj->ki", gain, mean.double().numpy())
+    size = np.abs(cov).max((1, 2), keepdims=True)
+    # The flow itself is known to exp(reach) roundings.
+    rtol = 1e-5 if dtype == torch.float32 else max(1e-9, 1e-15 * np.exp(reach))
+    np.testing.assert_allclose(
+        smooth.cov.double().numpy() / size, cov / size, rtol=0, atol=max(rtol, 1e-15 * np.exp(reach))
+    )
+    np.testing.assert_allclose(
+        smooth.mean.double().numpy(), expected, rtol=0, atol=10 * max(rtol, 1e-15 * np.exp(reach))
+    )
+
+
+def test_smoothed_states_have_gradients_under_fast_growth():
+    system = LinearSystem(2, "full")
+    _, mean, precision = subject(system)
+    theta = torch.tensor([2.5, 0.5, 0.3, -1.0], dtype=torch.float64)
+    present = torch.tensor([True, True, False, True, True])
+    inputs = tuple(x.requires_grad_() for x in (mean, precision, theta))
+    assert gradcheck(lambda m, p, th: tuple(pool(system, "gls", TIMES, m, p, th, present)), inputs, eps=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nonlinear_flows_are_linearised_by_their_derivative(dtype):
+    system = LotkaVolterra()
+    theta, around = torch.tensor([1.1, 0.7], dtype=dtype), torch.tensor([0.3, -0.2], dtype=dtype)
+    times = TIMES.to(dtype)
+    Phi, c = linearised(system, times, theta, around)
+    whole = torch.func.jacrev(lambda z: system.flow(times.double(), z, theta.double()))(around.double())
+    torch.testing.assert_close(Phi, whole, rtol=1e-10, atol=1e-10)
+    reached = system.flow(times.double(), around.double(), theta.double())
+    torch.testing.assert_close((Phi @ around.double().unsqueeze(-1)).squeeze(-1) + c, reached, rtol=1e-10, atol=1e-10)
+
+
+def test_a_learned_field_is_linearised_in_the_precision_of_its_weights():
+    torch.manual_seed(0)
+    field = LearnedField(2, 2)
+    around, theta = torch.randn(1, 3, 1, 2), torch.randn(1, 3, 1, 2)
+    Phi, c = linearised(field, TIMES.float(), theta, around)
+    assert Phi.dtype == torch.float32
+    reached = field.flow(TIMES.float(), around.expand(1, 3, 5, 2), theta)
+    torch.testing.assert_close((Phi @ around.unsqueeze(-1)).squeeze(-1) + c, reached, rtol=1e-4, atol=1e-4)
+    Phi.sum().backward()
+    assert field.w1.grad.abs().sum() > 0

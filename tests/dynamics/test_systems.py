@@ -118,6 +118,21 @@ def test_gradients_in_float32_hold_near_a_singular_matrix():
         assert error < 1e-5, f"distance {distance}: {error:.1e}"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [40.0, 200.0, 2000.0])
+def test_fast_decay_in_two_dimensions_is_decay(rate, dtype):
+    # exp(s) is tiny and cosh(sqrt(w)) huge: beyond a difference of rates of 178 the latter overflows in single precision.
+    A = torch.tensor([[-0.8 * rate, 0.4 * rate], [0.4 * rate, -0.2 * rate - 0.1]], dtype=dtype)
+    Phi, c = propagator2(A, torch.ones(2, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+    exact, exact_c = linear.propagator(A.double(), torch.ones(2).double(), torch.tensor(1.0).double())
+    tolerance = 1e-6 * rate if dtype == torch.float32 else 1e-14 * rate
+    torch.testing.assert_close(Phi.double(), exact, rtol=0, atol=tolerance)
+    torch.testing.assert_close(c.double(), exact_c, rtol=0, atol=tolerance)
+    A.requires_grad_()
+    propagator2(A, None, torch.tensor(1.0, dtype=dtype))[0].sum().backward()
+    assert torch.isfinite(A.grad).all()
+
+
 def test_diagonal_moments_are_those_of_van_loan():
     generator = torch.Generator().manual_seed(0)
     rate = torch.tensor([-0.8, 0.0, 1e-6, 0.2], dtype=torch.float64)

@@ -30,15 +30,18 @@ def propagator2(
     s = (M[..., 0, 0] + M[..., 1, 1]) / 2
     half = (M[..., 0, 0] - M[..., 1, 1]) / 2
     off = M[..., 0, 1] * M[..., 1, 0]
-    C, S = _even(half.square() + off)
+    C, S, grown = _even(half.square() + off)
     N = torch.stack([half, M[..., 0, 1], M[..., 1, 0], -half], -1).unflatten(-1, (2, 2))
     identity = torch.eye(2, dtype=A.dtype, device=A.device)
-    Phi = s.exp()[..., None, None] * (C[..., None, None] * identity + S[..., None, None] * N)
+    Phi = (s + grown).exp()[..., None, None] * (C[..., None, None] * identity + S[..., None, None] * N)
     return Phi, None if b is None else _drift(A, b, dt, M, Phi - identity)
 
 
-def _even(w: Tensor) -> tuple[Tensor, Tensor]:
-    """C(w) and S(w); a series where the formulas, or their derivatives, would divide by a small number."""
+def _even(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C(w) and S(w), both divided by exp(x), and x; a series where the formulas would divide by a small number.
+
+    Under fast decay exp(s) is tiny and C is huge; their product is not.
+    """
     near = w.abs() < 1
     small = torch.where(near, w, 0.0)
     C, S = torch.ones_like(w), torch.ones_like(w)
@@ -48,9 +51,10 @@ def _even(w: Tensor) -> tuple[Tensor, Tensor]:
     # Values that are not used must not make infinite gradients either.
     root_up = torch.where(w >= 1, w, 1.0).sqrt()
     root_down = torch.where(w <= -1, -w, 1.0).sqrt()
-    C = torch.where(near, C, torch.where(w > 0, torch.cosh(root_up), torch.cos(root_down)))
-    S = torch.where(near, S, torch.where(w > 0, torch.sinh(root_up) / root_up, torch.sin(root_down) / root_down))
-    return C, S
+    fading = torch.exp(-2 * root_up)
+    C = torch.where(near, C, torch.where(w > 0, (1 + fading) / 2, torch.cos(root_down)))
+    S = torch.where(near, S, torch.where(w > 0, (1 - fading) / (2 * root_up), torch.sin(root_down) / root_down))
+    return C, S, torch.where(w >= 1, root_up, 0.0)
 
 
 def _drift(A: Tensor, b: Tensor, dt: Tensor, M: Tensor, step: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ The offset c_k = flow of 0 must be taken off before, and added after: m_k = Phi_
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,18 +29,26 @@ class Smoothed(NamedTuple):
 
 
 def linearised(dynamics: Any, dt: Tensor, theta: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
-    """Phi and c with flow(dt, z) = Phi z + c: exact for affine flows, else to first order at `around`."""
+    """Phi and c with flow(dt, z) = Phi z + c: exact for affine flows, else to first order at `around`.
+
+    In float64, but for dynamics with weights of their own, which compute in the precision of these.
+    """
+    if not isinstance(dynamics, torch.nn.Module):
+        dt, theta, around = dt.double(), theta.double(), around.double()
     if hasattr(dynamics, "propagator"):
         return dynamics.propagator(dt, theta)
     shape = torch.broadcast_shapes(dt.shape, theta.shape[:-1], around.shape[:-1])
-    around = around.expand(*shape, around.shape[-1])
-    here = dynamics.flow(dt, around, theta)
-    h = 1e-2 if around.dtype == torch.float32 else 1e-5
-    unit = torch.eye(around.shape[-1], dtype=around.dtype, device=around.device)
-    columns = [
-        (dynamics.flow(dt, around + h * e, theta) - dynamics.flow(dt, around - h * e, theta)) / (2 * h) for e in unit
-    ]
-    Phi = torch.stack(columns, -1)
+    learns = torch.is_grad_enabled()
+    with torch.enable_grad():
+        around = around.expand(*shape, around.shape[-1])
+        around = around if around.requires_grad and learns else around.detach().requires_grad_()
+        here = dynamics.flow(dt, around, theta)
+        # Each state moves on its own, so the gradients of their sum are the rows of Phi, whichever state they belong to.
+        # torch.func.jvp gives the columns, but takes seven times as long where it meets numbers that do not move.
+        grad = partial(torch.autograd.grad, create_graph=learns, retain_graph=True, materialize_grads=True)
+        rows = [grad(x.sum(), around)[0] for x in here.unbind(-1)]
+    Phi = torch.stack(rows, -2)
+    here, around = (here, around) if learns else (here.detach(), around.detach())
     return Phi, here - (Phi @ around.unsqueeze(-1)).squeeze(-1)
 
 
@@ -53,15 +62,46 @@ def gls(
 ) -> tuple[Float[Tensor, "*batch latent"], Float[Tensor, "*batch latent latent"]]:
     """State at time 0 and its covariance by generalised least squares; visits with precision 0 do not count.
 
-    Both are NaN where the information is singular, so that one of many fits computed together does not end the others.
+    Both are NaN where Phi is not finite, so that one of many fits computed together does not end the others.
     """
-    weighted = Phi.mT * precision.unsqueeze(-2)
-    d = mean.shape[-1]
-    information = (weighted @ Phi).sum(-3) + ridge * torch.eye(d, dtype=mean.dtype, device=mean.device)
-    right = (weighted @ (mean - c).unsqueeze(-1)).sum(-3)
-    cov, singular = torch.linalg.inv_ex(information)
-    cov = torch.where(singular[..., None, None] > 0, torch.nan, cov)
-    return (cov @ right).squeeze(-1), cov
+    T, _, weighted = _whitened(Phi.double(), precision.double(), ridge)
+    x0 = T @ _said(weighted, mean - c)
+    return x0.squeeze(-1).to(mean.dtype), (T @ T.mT).to(mean.dtype)
+
+
+def _whitened(Phi: Tensor, precision: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A root T of the covariance at time 0, G = Phi T for each visit, and G' P.
+
+    Under fast growth or decay the information holds numbers as far apart as exp(2 rate t). Its Cholesky factor, made to
+    exist by some rounding errors more, is coarse then; but in the coordinates that it gives, numbers are closer together,
+    and in those of the next they are of one size (Fukaya et al. 2020, doi:10.1137/18M1218212).
+    """
+    T = torch.eye(Phi.shape[-1], dtype=Phi.dtype, device=Phi.device)
+    with torch.no_grad():
+        # Which coordinates are used changes nothing of the result.
+        for _ in range(2):
+            T = _inverse_root(Phi, precision, ridge, T)
+    T = _inverse_root(Phi, precision, ridge, T)
+    G = Phi @ T.unsqueeze(-3)
+    return T, G, G.mT * precision.unsqueeze(-2)
+
+
+def _inverse_root(Phi: Tensor, precision: Tensor, ridge: float, T: Tensor) -> Tensor:
+    """A root of the inverse information, found in the coordinates T; NaN where there is none."""
+    d = Phi.shape[-1]
+    G = Phi @ T.unsqueeze(-3)
+    information = ((G.mT * precision.unsqueeze(-2)) @ G).sum(-3) + ridge * (T.mT @ T)
+    rounding = 10 * d * torch.finfo(T.dtype).eps * information.detach().diagonal(dim1=-2, dim2=-1).sum(-1)
+    L, failed = torch.linalg.cholesky_ex(
+        information + torch.diag_embed(rounding.unsqueeze(-1).expand(*rounding.shape, d))
+    )
+    L = torch.where(failed[..., None, None] > 0, torch.nan, L)
+    return torch.linalg.solve_triangular(L, T.mT.expand_as(L), upper=False).mT
+
+
+def _said(weighted: Tensor, gap: Tensor) -> Tensor:
+    """What all visits say together: the sum of G' P gap, as a column."""
+    return (weighted @ gap.to(weighted.dtype).unsqueeze(-1)).sum(-3)
 
 
 def inverse_variance(
@@ -132,9 +172,11 @@ def pool(
         return Smoothed(dynamics.flow(times, mean[..., :1, :], theta), None)
     if estimator == "gls":
         Phi, c = linearised(dynamics, times, theta, mean[..., :1, :])
-        x0, cov = gls(Phi, c, mean, precision * present.unsqueeze(-1), ridge=ridge)
-        smooth = (Phi @ x0[..., None, :, None]).squeeze(-1) + c
-        return Smoothed(smooth, Phi @ cov.unsqueeze(-3) @ Phi.mT)
+        Phi, c = Phi.double(), c.double()
+        # Carried from time 0, the state and its covariance would be differences of large numbers.
+        _, G, weighted = _whitened(Phi, (precision * present.unsqueeze(-1)).double(), ridge)
+        smooth = (G @ _said(weighted, mean - c).unsqueeze(-3)).squeeze(-1) + c
+        return Smoothed(smooth.to(mean.dtype), (G @ G.mT).to(mean.dtype))
     dt = times.unsqueeze(-2) - times.unsqueeze(-1)
     carried = dynamics.flow(dt, mean.unsqueeze(-2), theta.unsqueeze(-2))
     combine = inverse_variance if estimator == "inverse_variance" else equal
