@@ -66,6 +66,72 @@ def test_gradients_pass_through_exact_and_stepped_solutions():
     )
 
 
+METHODS = [
+    "dopri5",
+    "dopri8",
+    "bosh3",
+    "fehlberg2",
+    "adaptive_heun",
+    "rk4",
+    "euler",
+    "midpoint",
+    "implicit_adams",
+    "scipy_solver",
+]
+
+
+@pytest.mark.parametrize("method", ["steps", "dopri5", "rk4"])
+def test_times_may_be_repeated_and_in_any_order(method):
+    mixed = torch.tensor([0.5, 0.0, 0.5, 1.0, 0.2, 1.0, -0.3, -0.3, 0.0], dtype=torch.float64)
+    exact = dp.dynamics.solve((A, b), u0, mixed)
+    found = dp.dynamics.solve(lambda t, u: A @ u + b, u0, mixed, method=method)
+    tolerance = {"steps": 1e-6, "dopri5": 1e-7, "rk4": 1e-2}[method]
+    torch.testing.assert_close(found, exact, rtol=0, atol=tolerance)
+    # Steps have come by another way.
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=tolerance if method == "steps" else 0)
+
+
+def test_all_times_may_be_the_start():
+    at_start = torch.zeros(3, dtype=torch.float64)
+    for rows in (u0, u0.expand(4, 2)):
+        found = dp.dynamics.solve(pendulum, rows, at_start, method="dopri5")
+        torch.testing.assert_close(found, rows.unsqueeze(-2).expand(*rows.shape[:-1], 3, 2))
+
+
+@pytest.mark.parametrize("last", [3.0, -3.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_field_is_not_asked_for_times_outside_of_the_range(method, last):
+    asked = []
+
+    def field(t, u):
+        asked.append(float(t))
+        return 1e-4 * u * torch.cos(t)  # so slow that a first step would be tried far away
+
+    dp.dynamics.solve(field, u0, torch.tensor([last / 2, last], dtype=torch.float64), method=method, rtol=1e-6)
+    assert min(0.0, last) <= min(asked)
+    assert max(asked) <= max(0.0, last)
+
+
+def test_a_field_that_ends_with_the_range_is_solved_to_its_end():
+    # A table that holds the field until 3, and nonsense after.
+    field = lambda t, u: torch.where(t <= 3, -u, 1e9 * torch.ones_like(u))
+    ends = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = dp.dynamics.solve(field, u0, ends, method="dopri5")
+    torch.testing.assert_close(found, u0 * torch.exp(-ends)[:, None], rtol=1e-7, atol=1e-8)
+
+
+def test_gradients_pass_through_adaptive_solutions_and_their_times():
+    a, start = A.clone().requires_grad_(), u0.clone().requires_grad_()
+    when = torch.tensor([0.4, 1.0, 0.4], dtype=torch.float64, requires_grad=True)
+    solve = lambda a, u, t: dp.dynamics.solve(lambda _, x: a @ x, u, t, method="dopri5", rtol=1e-10, atol=1e-12)
+    assert gradcheck(solve, (a, start, when), atol=1e-4)
+
+
+def test_times_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="position 1"):
+        dp.dynamics.solve(pendulum, u0, torch.tensor([0.5, torch.nan]), method="dopri5")
+
+
 def test_what_cannot_be_solved_is_said():
     with pytest.raises(ValueError, match="u0 has 2 states"):
         dp.dynamics.solve(torch.eye(3), torch.ones(2), times.float())

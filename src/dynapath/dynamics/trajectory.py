@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .integrate import odeint_within
 from .linear import propagator
 
 # Stages of the formula: the weights of the slopes before, and those of the result.
@@ -48,13 +49,15 @@ def solve(
     u0
         State at `t0`; leading dimensions broadcast with those of A, b and `times`.
     times
-        In any order for a linear system, before `t0` too. Else from `t0` on, increasing (or from `t0` back, decreasing).
+        In any order, before `t0` too, and the same time more than once. With `"steps"`, the steps go from each time to the
+        next as they are given, so that sorted times take the shortest way.
     t0
         When the system is in `u0`.
     method
         `"auto"`: exact for linear systems, `"steps"` for functions. `"steps"`: a fixed number of steps, which is what
         :func:`dynapath.stats.estimate` can vectorise. A solver of torchdiffeq, such as `"dopri5"`: adaptive steps, outside
-        of such programs, with `times` that all rows share.
+        of such programs, with `times` that all rows share. None asks the function for a time outside of the range of `t0`
+        and `times`.
     n_steps
         Steps from one time to the next. The error falls with the fifth power: compare with twice as many.
     rtol, atol
@@ -84,16 +87,10 @@ def solve(
     if callable(system):
         if method in ("auto", "steps"):
             return _in_steps(system, u0, times, t0, n_steps)
-        from torchdiffeq import odeint
-
         if times.ndim > 1:
             msg = f"method={method!r} needs times that all rows share, of one axis; they have the shape {tuple(times.shape)}."
             raise ValueError(msg)
-        start = torch.as_tensor(t0, dtype=times.dtype)[None]
-        ahead = bool(times[0] == start[0])
-        grid = times if ahead else torch.cat([start, times])
-        found = odeint(system, u0, grid, method=method, rtol=rtol, atol=atol)
-        return (found if ahead else found[1:]).movedim(0, -2)
+        return _adaptively(system, u0, times, t0, method, rtol, atol)
     if method != "auto":
         msg = f"A linear system is solved exactly; method={method!r} is for functions f(t, u)."
         raise ValueError(msg)
@@ -115,6 +112,41 @@ def _exactly(system: Tensor | tuple[Tensor, Tensor], u0: Tensor, times: Tensor, 
         return (flow @ u0[..., None, :, None])[..., 0]
     flow, drift = propagator(A.unsqueeze(-3), b.unsqueeze(-2).expand(*b.shape[:-1], 1, d), elapsed)
     return ((flow @ u0.double()[..., None, :, None])[..., 0] + drift).to(u0.dtype)
+
+
+def _adaptively(
+    field: Callable[[Tensor, Tensor], Tensor],
+    u0: Tensor,
+    times: Tensor,
+    t0: float,
+    method: str,
+    rtol: float,
+    atol: float,
+) -> Tensor:
+    """Solved forwards and backwards from `t0` to the distinct times."""
+    if not torch.isfinite(times).all():
+        msg = f"times must be finite; the one in position {int((~torch.isfinite(times)).nonzero()[0])} is not."
+        raise ValueError(msg)
+    order = torch.argsort(times, stable=True)
+    ordered = times[order]
+    new = torch.diff(ordered, prepend=ordered[:1] - 1) > 0
+    distinct, place = ordered[new].detach(), torch.empty_like(order).scatter(0, order, new.cumsum(0) - 1)
+    start = torch.as_tensor(t0, dtype=times.dtype, device=times.device)[None]
+
+    def leg(there: Tensor) -> Tensor:
+        if not len(there):
+            return u0.new_empty(0, *u0.shape)
+        return odeint_within(field, u0, torch.cat([start, there]), rtol=rtol, atol=atol, method=method)[1:]
+
+    before, after = leg(distinct[distinct < start].flip(0)).flip(0), leg(distinct[distinct > start])
+    found = torch.cat([before, u0.expand(int((distinct == start).sum()), *u0.shape), after])
+    found = found[place]
+    if times.requires_grad:
+        # Times that are the same have derivatives of their own: the field where they are.
+        fixed = times.detach()
+        rates = torch.stack([field(t, u) for t, u in zip(fixed, found, strict=True)])
+        found = found + (times - fixed).reshape(-1, *[1] * u0.ndim) * rates
+    return found.movedim(0, -2)
 
 
 def _in_steps(field: Callable[[Tensor, Tensor], Tensor], u0: Tensor, times: Tensor, t0: float, n_steps: int) -> Tensor:
