@@ -17,6 +17,7 @@ Low-discrepancy points make it reproducible without a seed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,6 +35,8 @@ _DF = 5.0  # of the proposal: heavier tails than the posterior, whose logarithm 
 # The proposal's standard deviation in a direction without curvature.
 _WIDEST = 1.5
 _FAR = 10.0  # how far above estimate and typical error the prior of a standard deviation begins to fall off
+# scipy's name for a generator of random numbers: `seed` until 1.14, where `rng` is not known.
+_SEED = "rng" if "rng" in signature(qmc.Sobol).parameters else "seed"
 _LARGEST = 50.0  # logarithm of a standard deviation beyond which numbers overflow; nothing has weight there
 
 
@@ -150,7 +153,7 @@ def _moments(x: NDArray, log_weight: NDArray) -> tuple[NDArray, NDArray]:
 def _proposed(center: NDArray, factor: NDArray, n_points: int) -> tuple[NDArray, NDArray]:
     """Points of a multivariate t distribution and its log density up to a constant."""
     d = len(center)
-    u = np.clip(qmc.Sobol(d + 1, rng=np.random.default_rng(0)).random(n_points), 1e-9, 1.0 - 1e-9)
+    u = np.clip(qmc.Sobol(d + 1, **{_SEED: np.random.default_rng(0)}).random(n_points), 1e-9, 1.0 - 1e-9)
     normal, mixing = norm.ppf(u[:, :d]), chi2.ppf(u[:, d], _DF) / _DF
     t = normal / np.sqrt(mixing)[:, None]
     return center + t @ factor.T, -0.5 * (_DF + d) * np.log1p((t**2).sum(1) / _DF)
