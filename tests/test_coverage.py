@@ -13,7 +13,7 @@ from dynapath.models import Training
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
 ]
 
 

@@ -10,7 +10,7 @@ import dynapath as dp
 from dynapath._threads import LARGE, one_thread, threads_for
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*has not converged:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
     pytest.mark.filterwarnings("ignore:Groups with less than:UserWarning"),

@@ -16,7 +16,7 @@ from dynapath.metrics import clouds, interpolate
 from dynapath.tl import _evaluate_heldout as module
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
     pytest.mark.filterwarnings("ignore:Groups with less than:UserWarning"),

@@ -18,12 +18,13 @@ from scipy import sparse
 
 import dynapath as dp
 from dynapath.dynamics import GroupDynamics, LinearMixture
+from dynapath.dynamics.changes import Convergence
 from dynapath.models import Prior, Training
 from dynapath.tl import _fit_dynamic_vae as module
 
 # Two epochs converge nowhere, and fits this short say so; the tests of these warnings ask for them.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
     pytest.mark.filterwarnings("ignore:Groups with less than:UserWarning"),
@@ -294,11 +295,16 @@ def test_enough_times_warn_of_nothing(cells):
     assert cells.uns["dynvae"]["status"] == "ok"
 
 
-def judge(reached, agreement, mass=(0.5, 0.5), history=None):
+CONVERGED = Convergence({"paths": 0.5, "states": 0.1}, 1000, 1.0, 0.25)
+
+
+def judge(reached, agreement, mass=(0.9, 0.1), convergence=CONVERGED):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         status, said = module._judge(
-            {"log_likelihood": np.array(reached), "agreement": np.array(agreement)}, np.tile(mass, (100, 1)), history
+            {"log_likelihood": np.array(reached), "agreement": np.array(agreement)},
+            np.tile(mass, (100, 1)),
+            convergence,
         )
     assert [str(w.message) for w in caught] == said
     return status, said
@@ -333,18 +339,79 @@ def test_nearly_empty_groups_are_named():
     assert "1 (1.5%)" in said[0]
 
 
-def joint_history(elbo):
-    return pd.DataFrame({"phase": "joint", "elbo": elbo})
-
-
-def test_an_elbo_that_still_falls_is_not_converged():
-    status, said = judge([-1.0, -1.0], [1, 1], history=joint_history(np.linspace(200, 100, 40)))
+def test_what_still_moves_is_not_converged_whatever_the_restarts_say():
+    moving = Convergence({"paths": 0.5, "states": 0.9}, 1000, 1.0, 0.25)
+    status, said = judge([-1.0, -1.0], [1, 1], convergence=moving)
     assert status == "not_converged"
-    assert "still improving" in said[0]
+    assert "the states of cells by 0.9 (limit 0.5)" in said[0]
+    status, said = judge([-1.0, -1.01], [1, 0.5], convergence=moving)
+    assert status == "not_converged"
+    assert len(said) == 2
 
 
-def test_an_elbo_that_has_settled_is_converged():
-    assert judge([-1.0, -1.0], [1, 1], history=joint_history(100 + np.exp(-np.arange(40.0)))) == ("ok", [])
+def test_groups_that_no_cell_belongs_to_are_undetermined():
+    status, said = judge([-1.0, -1.0], [1, 1], mass=(0.55, 0.45))
+    assert status == "undetermined"
+    assert "No cell has a group" in said[0]
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_one_epoch_is_never_ok(cells, n_groups):
+    short = Training(prior_steps=20, n_restarts=2, finish_steps=2, progress=False)
+    dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups=n_groups, max_epochs=1, training=short)
+    assert cells.uns["dynvae"]["status"] == "not_converged"
+    assert any("too few to tell" in said and "Raise max_epochs" in said for said in cells.uns["dynvae"]["messages"])
+    assert dp.get.convergence(cells)["change"].isna().all()
+
+
+def test_steps_too_small_to_arrive_are_never_ok(cells):
+    still = Training(
+        lr=1e-12, prior_lr=1e-12, static_epochs=3, joint_epochs=8, prior_steps=20, n_restarts=2, progress=False
+    )
+    message = warned(
+        "has not converged", lambda: dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups=1, training=still)
+    )
+    assert "Raise the step size." in message
+    assert cells.uns["dynvae"]["status"] == "not_converged"
+
+
+def test_a_few_steps_on_coordinates_are_never_ok(cells):
+    short = Training(prior_steps=2, n_restarts=2, progress=False)
+    dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups=1, use_rep="Z_true", training=short)
+    assert cells.uns["dynvae"]["status"] == "not_converged"
+    assert "Raise Training(prior_steps=...)" in cells.uns["dynvae"]["messages"][-1]
+
+
+def test_constant_coordinates_are_named_and_not_ok(cells):
+    cells.obsm["flat"] = np.full((cells.n_obs, 2), 0.1)
+    thorough = Training(n_restarts=2, prior_steps=100, progress=False)
+    fit = lambda rep: dp.tl.fit_dynamic_vae(cells, time_key="time", use_rep=rep, training=thorough)
+    message = warned("the same for all cells", lambda: fit("flat"))
+    assert "obsm['flat']" in message
+    assert cells.obs["dynvae_undetermined"].all()
+    assert cells.uns["dynvae"]["status"] == "undetermined"
+    cells.obsm["partly"] = np.column_stack([cells.obsm["Z_true"], np.full(cells.n_obs, 7.0)])
+    assert "are the same for all cells and say nothing: 2 (from 0)" in warned("say nothing", lambda: fit("partly"))
+
+
+@pytest.mark.slow
+def test_the_main_job_has_converged():
+    cells = dp.datasets.simulate_snapshots("crossing", random_state=0)
+    cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
+    dp.tl.fit_dynamic_vae(cells, time_key="time", n_groups=3, training=Training(progress=False))
+    table = dp.get.convergence(cells)
+    assert (table["change"] < table["limit"]).all()
+    assert cells.uns["dynvae"]["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_a_fit_whose_loss_still_falls_by_nats_is_not_converged(data_dir):
+    cells = dp.datasets.larry(path=data_dir)
+    cells = cells[:, np.asarray(cells.X.sum(0)).ravel() > 0].copy()
+    dp.tl.fit_dynamic_vae(cells, time_key="time", training=Training(progress=False))
+    elbo = dp.get.history(cells).query("phase == 'joint'")["elbo"].to_numpy()
+    assert elbo[-60:-50].mean() - elbo[-10:].mean() > 2
+    assert cells.uns["dynvae"]["status"] == "not_converged"
 
 
 # --- seeds ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dynapath.models import CountVAE, LatentPenalty, LinearCountVAE, Network, Su
 
 # Two epochs converge nowhere.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning"),
 ]
 

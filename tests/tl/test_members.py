@@ -9,7 +9,7 @@ import dynapath as dp
 from dynapath.models.ensemble import matching_order, member_seed
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
     pytest.mark.filterwarnings("ignore:Groups with less than:UserWarning"),

@@ -9,7 +9,7 @@ from dynapath.models import Training
 from dynapath.models.gene_paths import FoundGenes, GenePaths
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ELBO was still improving:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*restarts reach a likelihood within:UserWarning"),
     pytest.mark.filterwarnings("ignore:Only one of .* restarts reached:UserWarning"),
     pytest.mark.filterwarnings("ignore:Groups with less than:UserWarning"),

@@ -9,6 +9,7 @@ specialise.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,17 +20,21 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from dynapath._threads import one_thread
 
+from .changes import Convergence, group_change, path_change
 from .mixture import LinearMixture, marginal_log_prob
 
 # Restarts this close to the best one (nats per cell) may explain the points as well, in a latent space that can still
 # adapt to either; groups that agree this much (adjusted Rand index) are the same.
 AS_GOOD = 0.02
 SAME_GROUPS = 0.8
+# Points spread by about 1: so far in sum must steps go, for paths to have been able to move.
+_LEAST_REACH = 1.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class MixtureFit:
     """The best restart, and what the others found.
 
     `log_likelihood` (restart,) is the mean per cell, `agreement` (restart,) the adjusted Rand index between each
-    restart's groups and those of the best, `loss` (step,) the loss of the best at every step (annealed at first).
+    restart's groups and those of the best, `loss` (step,) the loss of the best at every step (annealed at first), `convergence`
+    whether its steps were enough.
     """
 
     mixture: LinearMixture
@@ -45,6 +51,7 @@ class MixtureFit:
     agreement: NDArray[np.float64]
     loss: NDArray[np.float64]
     alternatives: LinearMixture | None = None
+    convergence: Convergence = Convergence()
 
     @property
     def best(self) -> int:
@@ -104,7 +111,11 @@ def fit_mixture(
     # Annealing finds links that no start suggests, but would melt the good starts: every other restart stays cold.
     hot = torch.where(torch.arange(n_restarts, device=z.device) % 2 == 0, 3.0, 1.0).unsqueeze(-1)
 
+    halfway = copies.like(n_copies=n_restarts).to(z.device)
+
     def loss(step: int) -> Tensor:
+        if step == n_steps // 2:
+            halfway.load_state_dict(copies.state_dict())
         temperature = (hot - (hot - 1) * step / n_warm).clamp_min(1.0)
         log_prob = marginal_log_prob(copies.at(times).joint_log_prob(z, time_index), labels, temperature).mean(-1)
         return ridge * copies.ridge_penalty() + growth_penalty * copies.growth_penalty() - log_prob
@@ -126,7 +137,27 @@ def fit_mixture(
     agreement = np.array([adjusted_rand_score(groups[best], other) for other in groups])
     rivals = _rivals(reached, groups)
     alternatives = copies.take(rivals) if rivals else None
-    return MixtureFit(copies.select(best), reached, agreement, losses[:, best].double().cpu().numpy(), alternatives)
+    change = _change(halfway.select(best), copies.select(best), z, time_index, times)
+    return MixtureFit(
+        copies.select(best),
+        reached,
+        agreement,
+        losses[:, best].double().cpu().numpy(),
+        alternatives,
+        Convergence(change, n_steps, n_steps * lr, _LEAST_REACH),
+    )
+
+
+@torch.no_grad()
+def _change(
+    before: LinearMixture, after: LinearMixture, z: Tensor, time_index: Tensor, times: Tensor
+) -> dict[str, float]:
+    """What the later steps changed, for points that stay where they are."""
+    earlier, later = before.at(times), after.at(times)
+    groups = [now.joint_log_prob(z, time_index).softmax(-1).double().cpu().numpy() for now in (earlier, later)]
+    n_at = torch.bincount(time_index, minlength=len(times))
+    moments = (earlier.mean, later.mean, later.cov, later.log_weight.exp() * n_at)
+    return {"groups": group_change(*groups), "paths": path_change(*(value.double().cpu().numpy() for value in moments))}
 
 
 def _rivals(log_likelihood: NDArray[np.float64], groups: NDArray[np.int64]) -> list[int]:
@@ -263,7 +294,10 @@ def _start(
 
     def centres(t: int) -> NDArray[np.float64]:
         points = z[time_index == t].cpu().double().numpy()
-        return KMeans(K, n_init=1, random_state=int(rng.integers(2**31))).fit(points).cluster_centers_
+        with warnings.catch_warnings():
+            # Points that coincide are no clusters; whether groups were found is said at the end.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return KMeans(K, n_init=1, random_state=int(rng.integers(2**31))).fit(points).cluster_centers_
 
     start = np.stack([centres(first) for _ in range(R)])
     if labels is not None:

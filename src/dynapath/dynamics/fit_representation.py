@@ -58,7 +58,9 @@ def fit_representation(
     """
     candidates = candidate_groups(n_groups)
     points, times = np.asarray(points, dtype=float), in_decimals(times)
-    centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean())) or 1.0
+    centre, scale = points.mean(0), float(np.sqrt(points.var(0).mean()))
+    # Coordinates that are all the same differ from their mean by rounding: no scale must blow that up.
+    scale = scale if scale > 1e-12 * np.abs(points).max() else 1.0
     time_scale = TimeScale.of(times)
     distinct, index = np.unique(time_scale.scaled(times), return_inverse=True)
     z = torch.as_tensor((points - centre) / scale, dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Slots -> tidy tables and fitted models."""
 
 from ._embedding import embedded_velocity, embedding
-from ._fits import cell_slots, history, members, restarts
+from ._fits import cell_slots, convergence, history, members, restarts
 from ._genes import counted_genes, gene_names, gene_paths, gene_trajectories, observed_genes
 from ._groups import alternatives, draws, dynamics, n_groups, observed_proportions, stages, trajectories
 from ._increment import increment_fit, increment_params
@@ -12,6 +12,7 @@ from ._visits import VisitModel, is_visit_fit, parameters, visit_fit, visit_mode
 
 __all__ = [
     "alternatives",
+    "convergence",
     "dynamics",
     "gene_trajectories",
     "history",

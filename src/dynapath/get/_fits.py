@@ -57,6 +57,33 @@ def restarts(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     return table.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
 
+def convergence(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+    """How far the second half of the training still moved the fit: what its status rests on.
+
+    Columns: `what`; `change`, in units of what is uncertain anyway, the largest of the members; and the `limit` up to which a
+    fit has converged. Changes are NaN where there were too few or too small steps to tell. For fits of
+    :func:`dynapath.tl.fit_dynamic_vae` and :func:`dynapath.tl.fit_vae`.
+
+    Notes
+    -----
+    The fit at the end is compared with the one when half of the steps' lengths were spent, averaged over a stretch of
+    training. `groups`: share of the cells that change groups, over the share whose group is uncertain. `paths`: distance of
+    group means, in the standard errors of means of as many cells. `states`: distance of cells in their posterior standard
+    deviations. `predictions`: distance of predicted values, over what the posterior of the states and the errors of gene
+    means make of it.
+    """
+    from dynapath.dynamics.changes import LIMITS
+
+    stored = fit_record(adata, key, (*KINDS, VAE)).get("convergence")
+    if stored is None:
+        msg = f"The fit {key!r} was stored by an earlier version, which did not keep its convergence. Fit it again."
+        raise KeyError(msg)
+    change = {str(name): float(value) for name, value in stored["change"].items()}
+    return pd.DataFrame(
+        {"what": list(change), "change": list(change.values()), "limit": [LIMITS[name] for name in change]}
+    )
+
+
 def members(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """One row per member of an ensemble.
 

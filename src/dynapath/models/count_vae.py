@@ -20,10 +20,12 @@ from scvi.data.fields import NumericalObsField
 from scvi.model import SCVI, LinearSCVI
 
 from dynapath._threads import threads_for
+from dynapath.dynamics.changes import Convergence
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._count_module import CELL_KEY, CountModule, LinearCountModule
 from ._training import EpochPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
+from .convergence import WeightTrace, convergence_of
 from .neighbours import principal_components, tsne_neighbours, umap_neighbours
 from .vae_options import LatentPenalty, Network, Supervision
 
@@ -82,6 +84,7 @@ class _ShapedVAE:
         )
         self.target_key_ = options["target_key"]
         self.phase_history_: list[pd.DataFrame] = []
+        self.convergence_ = Convergence()
 
     def _module_options(self) -> dict[str, Any]:
         """What our modules take beyond those of scvi-tools."""
@@ -138,9 +141,10 @@ class _ShapedVAE:
                     self.module.shape.set_target(torch.as_tensor(standardised(self.adata.obsm[self.target_key_])))
                 if two_stages:
                     self._run_stage("encoder", n_first, bar, train_kwargs)
-                    self._run_stage("decoder", n_epochs, bar, train_kwargs)
+                    trace = self._run_stage("decoder", n_epochs, bar, train_kwargs)
                 else:
-                    self._run_stage("joint", n_epochs, bar, train_kwargs)
+                    trace = self._run_stage("joint", n_epochs, bar, train_kwargs)
+                self.convergence_ = convergence_of(self, trace)
         finally:
             bar.close()
             self.module.set_stage("joint")
@@ -160,14 +164,14 @@ class _ShapedVAE:
             return tsne_neighbours(points, penalty.perplexity, seed)
         return umap_neighbours(points, penalty.n_neighbors, seed)
 
-    def _run_stage(self, stage: str, n_epochs: int, bar: PhaseProgress, train_kwargs: Mapping[str, Any]) -> None:
+    def _run_stage(self, stage: str, n_epochs: int, bar: PhaseProgress, train_kwargs: Mapping[str, Any]) -> WeightTrace:
         self.module.set_stage(stage)
         bar.enter(stage)
-        guard = FiniteGuard()
+        guard, trace = FiniteGuard(), WeightTrace()
         kwargs: dict[str, Any] = {"train_size": 1.0, "enable_progress_bar": False, **train_kwargs}
         # scvi-tools warms up over 400 epochs unless told otherwise, so that its last epoch would be the first with all of it.
         kwargs["plan_kwargs"] = {"n_epochs_kl_warmup": max(1, n_epochs // 2), **(kwargs.get("plan_kwargs") or {})}
-        kwargs["callbacks"] = [guard, bar, *kwargs.get("callbacks", ())]
+        kwargs["callbacks"] = [guard, bar, trace, *kwargs.get("callbacks", ())]
         if self.penalty_ is not None and self.penalty_.kind == "tsne":
             n_early = min(self.penalty_.exaggeration_epochs, n_epochs // 4)
             kwargs["callbacks"].append(EndExaggeration(self.module.shape, n_early))
@@ -195,6 +199,7 @@ class _ShapedVAE:
             )
             raise FloatingPointError(msg) from error
         self._keep_history(stage)
+        return trace
 
     def _keep_history(self, stage: str) -> None:
         if not self.history_:

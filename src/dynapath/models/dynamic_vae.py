@@ -21,9 +21,10 @@ from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
 from dynapath._threads import threads_for
+from dynapath.dynamics.changes import Convergence
 from dynapath.dynamics.choose_groups import candidate_groups, choose_n_groups
 from dynapath.dynamics.fit_mixture import refit_proportions
-from dynapath.dynamics.group_dynamics import GroupDynamics
+from dynapath.dynamics.group_dynamics import GroupDynamics, TimeScale
 from dynapath.dynamics.mixture import Growth, LinearMixture
 from dynapath.models._random import concrete_seed, isolated_seed
 
@@ -32,6 +33,7 @@ from ._finish_decoder import finish_decoder, shrink_slopes
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
+from .convergence import WeightTrace, convergence_of
 from .options import Prior, Training
 from .stage import Stage
 
@@ -112,6 +114,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         self.stages_: list[Stage] = []
         self.rivals_: LinearMixture | None = None
         self.group_choice_: dict[str, np.ndarray] = {}
+        self.convergence_ = Convergence()
         self._summarise()
         self.init_params_ = self._get_init_params(locals())
 
@@ -241,7 +244,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
                 self._fit_prior(options)
                 if options.keep_stages:
                     self._keep_stage("static", self.dynamics)
-                self._run_phase("joint", n_joint, options, progress, train_kwargs)
+                trace = self._run_phase("joint", n_joint, options, progress, train_kwargs)
+                self.convergence_ = self._of_first_process(convergence_of(self, trace, self._measured_times()))
                 self._finish_decoder(options)
                 # Encoding the cells draws a sample too.
                 self._settle()
@@ -273,10 +277,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         options: Training,
         progress: PhaseProgress,
         train_kwargs: Mapping[str, Any],
-    ) -> None:
+    ) -> WeightTrace:
         self.module.set_phase(phase)
         progress.enter(phase)
-        guard = FiniteGuard()
+        guard, trace = FiniteGuard(), WeightTrace()
         plan: dict[str, Any] = {"lr": options.lr, "prior_lr": options.prior_lr, "eps": 1e-8}
         # scvi-tools warms the KL up over 400 epochs unless told otherwise: longer than the whole fit.
         if phase == "static":
@@ -291,7 +295,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             **train_kwargs,
         }
         kwargs["plan_kwargs"] = {**plan, **(kwargs.get("plan_kwargs") or {})}
-        kwargs["callbacks"] = [guard, progress, *kwargs.get("callbacks", ())]
+        kwargs["callbacks"] = [guard, progress, trace, *kwargs.get("callbacks", ())]
         # Each phase has a history of its own: the loss means something else in each.
         self.history_, self.is_trained_ = None, False
         # scvi-tools leaves a trained module in evaluation mode, and Lightning would train it so.
@@ -317,6 +321,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         # Only the first process logs.
         self.history_ = self._of_first_process(self.history_)
         self._keep_history(phase)
+        return trace
 
     def _of_first_process(self, value: Any) -> Any:
         """What the first process of distributed training has, in all of them; in other training `value` itself."""
@@ -435,6 +440,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
     def _scaled_times(self, adata: AnnData | None = None) -> NDArray[np.float64]:
         manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
         return np.asarray(manager.get_from_registry(TIME_KEY), dtype=float).ravel()
+
+    def _measured_times(self) -> NDArray[np.float64]:
+        scale = TimeScale.of(self.observed_times)
+        return scale.origin + scale.span * self._scaled_times()
 
     @property
     def dynamics(self) -> GroupDynamics:

@@ -279,6 +279,24 @@ def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> li
     return _warned(said, stacklevel)
 
 
+def warn_about_constant(points: NDArray[np.float64], use_rep: str, *, stacklevel: int = 3) -> list[str]:
+    """Warn of coordinates that are the same for all cells, and return what was said."""
+    # A constant that is no sum of powers of two varies in its last digit.
+    constant = np.flatnonzero(np.ptp(points, axis=0) <= 1e-12 * np.abs(points).max(0))
+    said = []
+    if len(constant) == points.shape[1]:
+        said.append(
+            f"obsm[{use_rep!r}] is the same for all cells: it tells neither groups nor times apart. Compute it again, or choose "
+            "another representation."
+        )
+    elif len(constant):
+        which = ", ".join(map(str, constant[:5])) + (", ..." if len(constant) > 5 else "")
+        said.append(
+            f"Columns of obsm[{use_rep!r}] are the same for all cells and say nothing: {which} (from 0). Drop them."
+        )
+    return _warned(said, stacklevel)
+
+
 def warn_about_genes(counts: sparse.csr_matrix, genes: pd.Index, *, stacklevel: int = 3) -> list[str]:
     """Warn of genes without a single count, and return what was said."""
     silent = np.flatnonzero(np.bincount(counts.indices[counts.data != 0], minlength=counts.shape[1]) == 0)

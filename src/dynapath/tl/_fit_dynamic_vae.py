@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dynapath import write
 from dynapath._threads import threads_for
+from dynapath.dynamics.changes import Convergence
 from dynapath.dynamics.fit_mixture import AS_GOOD, SAME_GROUPS
 from dynapath.metrics import AffineMap, affine_alignment
 from dynapath.models._random import concrete_seed, isolated_seed
@@ -140,6 +141,15 @@ def fit_dynamic_vae(
 
     Notes
     -----
+    `uns["{key}"]["status"]` is one of `ok`; `not_converged`, which comes before the others; `undetermined`: no cell has a group;
+    `best_restart_alone`, `restarts_disagree`, `members_disagree`. Each has a message and a warning.
+
+    A fit has converged if the second half of the joint phase (by the length of its steps, not by epochs) has moved groups of
+    cells, states of cells and predicted counts by less than half of their uncertainty, and the paths of groups by less than
+    two standard errors of their means: more training would then change little that can be told from chance.
+    :func:`dynapath.get.convergence` has the figures. After fewer or smaller steps than could have moved the weights at all,
+    a fit is `not_converged`.
+
     Fitted in three phases: a static VAE; the mixture of dynamics on its latent space by annealed restarts; both together.
     Latent spaces are identified up to a smooth map: compare fits in gene space.
 
@@ -232,7 +242,9 @@ def _fit_on_counts(
     trained = _train_members(snapshots, tried, model, prior, training, max_epochs, train_kwargs)
     reference = trained[0]
     responsibilities = np.mean([member.responsibilities for member in trained], axis=0)
-    status, said = _judge(reference.restarts, responsibilities, reference.history, reference.dynamics)
+    convergence = Convergence.worst([member.convergence for member in trained])
+    advice = _advice(reference.history, convergence)
+    status, said = _judge(reference.restarts, responsibilities, convergence, reference.dynamics, advice)
     if len(trained) > 1:
         status, said = _judge_members(trained, status, said)
     given = isinstance(options["n_groups"], Integral)
@@ -268,6 +280,7 @@ def _fit_on_counts(
                 ignore_index=True,
             ),
             "restarts": reference.restarts,
+            "convergence": convergence.to_arrays(),
             "alternatives": reference.alternatives,
             "members": _member_table(trained) if len(trained) > 1 else None,
             "stages": {stage.name: stage.to_arrays() for stage in reference.stages} or None,
@@ -286,6 +299,7 @@ class _Member:
     history: pd.DataFrame
     restarts: dict[str, NDArray[np.float64]]
     choice: dict[str, NDArray]  # `GroupChoice.table`
+    convergence: Convergence
     stages: tuple[Stage, ...]
     mean: NDArray[np.float32]  # (cell, latent), as are the next two
     std: NDArray[np.float32]
@@ -360,6 +374,7 @@ def _train_one(
         history=vae.history_table(),
         restarts=vae.restarts_,
         choice=vae.group_choice_,
+        convergence=vae.convergence_,
         stages=tuple(vae.stages_),
         mean=mean,
         std=np.sqrt(variance),
@@ -437,6 +452,7 @@ def _fit_on_representation(
     candidates, noted = numbers_to_try(options["n_groups"], times, labels)
     known = None if labels is None else read.known_groups(labels, candidates[0])
     noted += read.warn_about_design(len(np.unique(times)), points.shape[1], stacklevel=4)
+    noted += read.warn_about_constant(points, options["use_rep"], stacklevel=4)
 
     from dynapath.dynamics.fit_representation import fit_representation
 
@@ -459,7 +475,10 @@ def _fit_on_representation(
     )
     responsibilities = dynamics.responsibilities(points, times)
     restarts = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
-    status, said = _judge(restarts, responsibilities, None, dynamics)
+    convergence = choice.fit.convergence
+    more = training.prior_steps * (convergence.factor or 1)
+    advice = f"Raise Training(prior_steps=...), to {more} for instance (dp.get.convergence has the figures)."
+    status, said = _judge(restarts, responsibilities, convergence, dynamics, advice)
     given = isinstance(options["n_groups"], Integral)
     said += [] if given else judge_choice(choice.table())
     write.write_group_dynamics(
@@ -483,6 +502,7 @@ def _fit_on_representation(
             "state": {"dynamics": dynamics.to_arrays()},
             "history": pd.DataFrame({"phase": "mixture", "loss": choice.fit.loss}),
             "restarts": restarts,
+            "convergence": convergence.to_arrays(),
             "alternatives": refitted(
                 dynamics,
                 choice.fit.alternatives,
@@ -505,11 +525,20 @@ def _check_literal(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(msg)
 
 
+def _advice(history: pd.DataFrame, convergence: Convergence) -> str:
+    """What to do about a fit of counts that has not converged."""
+    phases = history["phase"].value_counts()
+    # With model= there was no static phase; the joint phase takes four fifths of its epochs.
+    n_epochs = int(phases.get("static", round(phases["joint"] / 0.8)))
+    return f"Raise max_epochs, to {n_epochs * (convergence.factor or 1)} for instance (dp.get.convergence has the figures)."
+
+
 def _judge(
     restarts: Mapping[str, NDArray[np.float64]],
     responsibilities: NDArray[np.float64],
-    history: pd.DataFrame | None,
+    convergence: Convergence,
     dynamics: GroupDynamics | None = None,
+    advice: str = "",
 ) -> tuple[str, list[str]]:
     """The status of a fit and what has to be said about it, each also as a warning."""
     status, said = "ok", []
@@ -535,9 +564,16 @@ def _judge(
     if len(small):
         named = ", ".join(f"{k} ({mass[k]:.1%})" for k in small)
         said.append(f"Groups with less than {_SMALL_GROUP:.0%} of the cells: {named}. Fewer groups may do.")
-    if history is not None and _still_improving(history):
-        status = "not_converged" if status == "ok" else status
-        said.append("The ELBO was still improving when training stopped. Raise max_epochs.")
+    if responsibilities.shape[1] > 1 and (responsibilities.max(1) < write.UNDETERMINED_BELOW).all():
+        status = "undetermined"
+        said.append(
+            f"No cell has a group: none of the {responsibilities.shape[1]} reaches a probability of {write.UNDETERMINED_BELOW} for any. "
+            "Nothing in these states tells groups apart. Fit n_groups=1, or other genes or coordinates."
+        )
+    # What has not converged may still change in everything else that is said here.
+    if not convergence.converged:
+        status = "not_converged"
+        said.append(convergence.message(advice))
     if dynamics is not None and _takes_turns(dynamics):
         said.append(
             "The proportions of the groups change more than their positions: they may be static clusters that take turns "
@@ -556,12 +592,3 @@ def _takes_turns(dynamics: GroupDynamics) -> bool:
     moved = np.linalg.norm(path.mean[:, 1] - path.mean[:, 0], axis=-1)
     spread = np.sqrt(np.trace(path.cov[:, 0], axis1=-2, axis2=-1))
     return bool(exchanged > 0.5 and (weight * moved / spread).sum() < 0.5)
-
-
-def _still_improving(history: pd.DataFrame) -> bool:
-    """Whether the last tenth of the joint phase improves on the tenth before by more than .5 % of the ELBO."""
-    elbo = history.loc[history["phase"] == "joint", "elbo"].to_numpy()
-    tenth = max(1, len(elbo) // 10)
-    if len(elbo) < 2 * tenth:
-        return False
-    return bool(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean() > 0.005 * abs(elbo[-tenth:].mean()))

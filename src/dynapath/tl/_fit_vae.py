@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynapath import write
 from dynapath._threads import threads_for
+from dynapath.dynamics.changes import Convergence
 from dynapath.models._random import concrete_seed, isolated_seed
 from dynapath.models.vae_options import LatentPenalty, Network, Supervision
 from dynapath.read import cells as read
@@ -111,6 +112,9 @@ def fit_vae(
 
     Notes
     -----
+    The status is `ok` if the second half of training has moved states and predicted values by less than half of their
+    uncertainty (:func:`dynapath.get.convergence`), and `not_converged` otherwise, with a warning; always after too few steps.
+
     The loss is -ELBO + weight * penalty(s m) + weight * mean_i (m_i - y_i)'(m_i - y_i) in nats per cell, with posterior means
     m, a learned scale s and the standardised target y. A target such as a UMAP has seen all cells: what the encoder then says of
     cells it was not trained on is held out from the encoder, not from the target.
@@ -216,7 +220,7 @@ def _fit(
         vae.train(max_epochs, random_state=seed, **train_kwargs)
         mean, std = vae.states()
     history = vae.history_table()
-    status, more = _judge(history)
+    status, more = _judge(vae.convergence_, int((history["phase"] != "encoder").sum()))
     supervision = None if target is None else supervision or Supervision()
     write.write_vae(
         adata,
@@ -241,6 +245,7 @@ def _fit(
             "state": vae.to_arrays(),
             "scale": float(vae.module.shape.scale.detach()) if penalty is not None else None,
             "history": history,
+            "convergence": vae.convergence_.to_arrays(),
             "status": status,
             "messages": said + more,
         },
@@ -257,13 +262,11 @@ def _check_penalty(penalty: LatentPenalty, n_cells: int, n_latent: int, batch_si
     return read.warn_about_penalty(penalty.kind, n_latent, n_neighbours * batch_size / n_cells, stacklevel=5)
 
 
-def _judge(history: pd.DataFrame) -> tuple[str, list[str]]:
-    """The status of a fit, and what has to be said about it, also as a warning: whether the ELBO was still improving."""
-    elbo = history["elbo"].dropna().to_numpy()
-    tenth = max(1, len(elbo) // 10)
-    last = elbo[-tenth:].mean()
-    if len(elbo) < 2 * tenth or elbo[-2 * tenth : -tenth].mean() - last <= 0.005 * abs(last):
+def _judge(convergence: Convergence, n_epochs: int) -> tuple[str, list[str]]:
+    """The status of a fit, and what has to be said about it, also as a warning."""
+    if convergence.converged:
         return "ok", []
-    message = "The ELBO was still improving when training stopped. Raise max_epochs."
+    more = n_epochs * (convergence.factor or 1)
+    message = convergence.message(f"Raise max_epochs, to {more} for instance (dp.get.convergence has the figures).")
     warnings.warn(message, UserWarning, stacklevel=4)
     return "not_converged", [message]
