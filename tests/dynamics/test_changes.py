@@ -49,8 +49,8 @@ def test_empty_groups_have_no_path():
     assert path_change(moved, np.zeros((2, 1, 2)), cov, np.zeros((2, 1))) == 0
 
 
-def of(reach=1.0, n_steps=1000, **change):
-    return Convergence(change, n_steps, reach, 0.25)
+def of(reach=1.0, n_steps=1000, *, risen=False, **change):
+    return Convergence(change, n_steps, reach, 0.25, risen=risen)
 
 
 def test_small_changes_after_enough_steps_are_converged():
@@ -83,6 +83,12 @@ def test_steps_that_never_arrive_call_for_larger_ones():
     one = of(reach=1e-9, n_steps=1000)
     assert one.factor is None
     assert one.message("Raise max_epochs.").endswith("Raise the step size.")
+
+
+def test_a_loss_that_has_risen_is_not_converged():
+    one = of(risen=True, states=0.1)
+    assert not one.converged
+    assert "its loss ended above its start" in one.message("")
 
 
 def test_no_training_at_all_is_not_converged():

@@ -8,7 +8,8 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from dynapath.models import CountVAE
-from dynapath.models.convergence import Moment, WeightTrace, cells_to_compare, changes, moment_of
+from dynapath.models.convergence import Moment, TraceWeights, cells_to_compare, changes, moment_of
+from dynapath.models.weight_trace import WeightTrace
 
 
 def descent(n_steps, schedule, *, noise=1.0, rate=0.02, seed=0):
@@ -17,14 +18,13 @@ def descent(n_steps, schedule, *, noise=1.0, rate=0.02, seed=0):
     module = torch.nn.Linear(1, 200, bias=False)
     with torch.no_grad():
         module.weight.fill_(1.0)
-    trace, trainer = WeightTrace(), SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])])
+    trace = WeightTrace()
     for step in range(n_steps):
         lr = schedule(step / n_steps)
-        trainer.optimizers[0].param_groups[0]["lr"] = lr
         with torch.no_grad():
             kick = torch.as_tensor(rng.normal(size=module.weight.shape), dtype=torch.float32)
             module.weight.sub_(lr * (rate * module.weight + noise * rate * kick))
-        trace.on_train_batch_end(trainer, SimpleNamespace(module=module))
+        trace.add([lr], module.state_dict())
     return trace, module.weight.detach()
 
 
@@ -73,24 +73,17 @@ def test_too_few_minibatches_have_no_middle():
     assert descent(6, constant)[0].halfway() is not None
 
 
-def test_every_group_of_parameters_has_its_reach():
-    trace = WeightTrace()
-    trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 1e-3}, {"lr": 3e-3}])])
-    for _ in range(10):
-        trace.on_train_batch_end(trainer, SimpleNamespace(module=torch.nn.Linear(2, 2)))
-    np.testing.assert_allclose(trace.reach, [0.01, 0.03])
-
-
-def test_the_schedule_of_torch_is_read():
+def test_the_steps_of_every_group_of_parameters_are_read_from_the_schedule():
     module = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(module.parameters(), 1.0)
-    schedule = OneCycleLR(optimizer, 1.0, total_steps=101)
-    trace = WeightTrace()
+    optimizer = torch.optim.Adam([{"params": [module.weight]}, {"params": [module.bias], "lr": 3.0}], 1.0)
+    schedule = OneCycleLR(optimizer, [1.0, 3.0], total_steps=101)
+    tracer = TraceWeights()
     for _ in range(100):
         optimizer.step()
-        trace.on_train_batch_end(SimpleNamespace(optimizers=[optimizer]), SimpleNamespace(module=module))
+        tracer.on_train_batch_end(SimpleNamespace(optimizers=[optimizer]), SimpleNamespace(module=module))
         schedule.step()
-    assert 40 < trace.reach[0] < 60
+    assert 40 < tracer.trace.reach[0] < 60
+    assert tracer.trace.reach[1] == pytest.approx(3 * tracer.trace.reach[0])
 
 
 def moment(mean, expected, std=0.5, seed=0):

@@ -57,22 +57,25 @@ class Convergence:
     Parameters
     ----------
     change
-        In units of its uncertainty, by name as in `LIMITS`.
+        In units of its uncertainty, by name as in `LIMITS`; all NaN where nothing can be told.
     n_steps, reach
         Steps of the optimiser, and the sum of their sizes: no number can have moved further.
     least
         Of the reach, from which on a change says something.
+    risen
+        Whether the loss ended above its start.
     """
 
     change: Mapping[str, float] = field(default_factory=dict)
     n_steps: int = 0
     reach: float = 0.0
     least: float = 0.0
+    risen: bool = False
 
     @property
     def too_short(self) -> bool:
         """Whether there were too few or too small steps to tell."""
-        return self.reach < self.least or not self.change
+        return self.reach < self.least or bool(np.isnan(list(self.change.values())).all())
 
     @property
     def moving(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class Convergence:
     @property
     def converged(self) -> bool:
         """Whether it was long enough, and nothing moves."""
-        return not self.too_short and not self.moving
+        return not (self.too_short or self.moving or self.risen)
 
     @property
     def factor(self) -> int | None:
@@ -101,6 +104,8 @@ class Convergence:
                 f"{self.n_steps} steps of the optimiser, {self.reach:.2g} in sum, are too few to tell whether it ends here "
                 f"(from {self.least:g} on)"
             )
+        elif self.risen:
+            why = "its loss ended above its start"
         else:
             named = ", ".join(
                 f"{_NAMES[name]} by {self.change[name]:.2g} (limit {LIMITS[name]:g})" for name in self.moving
@@ -110,9 +115,8 @@ class Convergence:
 
     def to_arrays(self) -> dict[str, object]:
         """As plain values; changes are NaN where nothing can be told."""
-        known = {} if self.too_short else self.change
         return {
-            "change": {name: float(known.get(name, np.nan)) for name in self.change or LIMITS},
+            "change": {name: np.nan if self.too_short else float(value) for name, value in self.change.items()},
             "n_steps": int(self.n_steps),
             "reach": float(self.reach),
         }

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynapath._keys import DynamicKeys
-from dynapath.write import KINDS, VAE
+from dynapath.write import KINDS, LATENT_DYNAMICS, VAE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,7 +62,7 @@ def convergence(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
 
     Columns: `what`; `change`, in units of what is uncertain anyway, the largest of the members; and the `limit` up to which a
     fit has converged. Changes are NaN where there were too few or too small steps to tell. For fits of
-    :func:`dynapath.tl.fit_dynamic_vae` and :func:`dynapath.tl.fit_vae`.
+    :func:`dynapath.tl.fit_dynamic_vae`, :func:`dynapath.tl.fit_vae` and :func:`dynapath.stats.fit_latent_dynamics`.
 
     Notes
     -----
@@ -74,7 +74,7 @@ def convergence(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     """
     from dynapath.dynamics.changes import LIMITS
 
-    stored = fit_record(adata, key, (*KINDS, VAE)).get("convergence")
+    stored = fit_record(adata, key, (*KINDS, VAE, LATENT_DYNAMICS)).get("convergence")
     if stored is None:
         msg = f"The fit {key!r} was stored by an earlier version, which did not keep its convergence. Fit it again."
         raise KeyError(msg)

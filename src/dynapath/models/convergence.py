@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
@@ -33,60 +32,22 @@ from dynapath.dynamics.changes import Convergence, group_change, path_change
 from dynapath.dynamics.group_dynamics import GroupDynamics
 from dynapath.metrics import affine_alignment
 
-# So far weights must have been able to move, twice the size that they have at the start (one over the root of 64 inputs). Adam
-# moves each by the step size at most: 250 minibatches at the default step size.
-LEAST_REACH = 0.25
+from .weight_trace import LEAST_REACH, WeightTrace
+
 _MOST_CELLS = 1000
 _MOST_VALUES = 4_000_000
 
 
-class WeightTrace(Callback):
-    """Mean weights over a handful of stretches of training, however long it turns out to be."""
+class TraceWeights(Callback):
+    """Keeps the trace of a training by Lightning."""
 
-    def __init__(self, n_stretches: int = 6):
-        self.n_stretches = n_stretches
-        self.length = 1  # minibatches in a full stretch
-        self.n_minibatches = 0
-        self.reach: Float[NDArray, " group"] = np.zeros(1)  # summed step sizes of every group of parameters
-        self._stretches: list[tuple[float, dict[str, torch.Tensor]]] = []  # reach in the middle, summed weights
-        self._start, self._n, self._sums = 0.0, 0, {}
+    def __init__(self) -> None:
+        self.trace = WeightTrace()
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Add the weights of one minibatch."""
-        steps = np.array([group["lr"] for group in trainer.optimizers[0].param_groups], dtype=float)
-        self.reach = self.reach + steps if self.n_minibatches else steps
-        self.n_minibatches += 1
-        weights = {k: v.detach() for k, v in pl_module.module.state_dict().items() if v.is_floating_point()}
-        if self._n:
-            torch._foreach_add_(list(self._sums.values()), list(weights.values()))
-        else:
-            self._sums = {name: value.clone() for name, value in weights.items()}
-        self._n += 1
-        if self._n == self.length:
-            self._end_stretch()
-
-    def _end_stretch(self) -> None:
-        now = float(self.reach[0])
-        self._stretches.append(((self._start + now) / 2, self._sums))
-        self._start, self._n, self._sums = now, 0, {}
-        if len(self._stretches) == 2 * self.n_stretches:
-            pairs = zip(self._stretches[::2], self._stretches[1::2], strict=True)
-            merged = []
-            for (first, one), (second, other) in pairs:
-                torch._foreach_add_(list(one.values()), list(other.values()))
-                merged.append(((first + second) / 2, one))
-            self._stretches = merged
-            self.length *= 2
-
-    def halfway(self) -> dict[str, torch.Tensor] | None:
-        """Mean weights when half of the steps' lengths were spent; None after fewer minibatches than there are stretches."""
-        if len(self._stretches) < self.n_stretches:
-            return None
-        middles = np.array([middle for middle, _ in self._stretches])
-        # Where two are as near, the earlier: the later one overlaps with the end.
-        chosen = int(np.argmin(np.abs(middles - self.reach[0] / 2)))
-        return {name: total / self.length for name, total in self._stretches[chosen][1].items()}
+        steps = [float(group["lr"]) for group in trainer.optimizers[0].param_groups]
+        self.trace.add(steps, pl_module.module.state_dict())
 
 
 @dataclass(frozen=True)
@@ -189,7 +150,8 @@ def convergence_of(model: Any, trace: WeightTrace, times: NDArray[np.float64] | 
     earlier = trace.halfway()
     shortest = float(np.min(trace.reach))
     if earlier is None or shortest < LEAST_REACH:
-        return Convergence({}, trace.n_minibatches, shortest, LEAST_REACH)
+        names = ("states", "predictions") if times is None else ("groups", "paths", "states", "predictions")
+        return Convergence(dict.fromkeys(names, np.nan), trace.n_minibatches, shortest, LEAST_REACH)
     n_cells, n_genes = model.adata.n_obs, model.adata.n_vars
     rows = cells_to_compare(n_cells, n_genes)
     before, after = moment_of(model, rows, earlier), moment_of(model, rows)

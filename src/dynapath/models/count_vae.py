@@ -25,9 +25,10 @@ from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._count_module import CELL_KEY, CountModule, LinearCountModule
 from ._training import EpochPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
-from .convergence import WeightTrace, convergence_of
+from .convergence import TraceWeights, convergence_of
 from .neighbours import principal_components, tsne_neighbours, umap_neighbours
 from .vae_options import LatentPenalty, Network, Supervision
+from .weight_trace import WeightTrace
 
 Likelihood = Literal["nb", "zinb", "poisson", "normal", "bernoulli"]
 Library = Literal["observed", "encoded", "none"]
@@ -167,11 +168,11 @@ class _ShapedVAE:
     def _run_stage(self, stage: str, n_epochs: int, bar: PhaseProgress, train_kwargs: Mapping[str, Any]) -> WeightTrace:
         self.module.set_stage(stage)
         bar.enter(stage)
-        guard, trace = FiniteGuard(), WeightTrace()
+        guard, tracer = FiniteGuard(), TraceWeights()
         kwargs: dict[str, Any] = {"train_size": 1.0, "enable_progress_bar": False, **train_kwargs}
         # scvi-tools warms up over 400 epochs unless told otherwise, so that its last epoch would be the first with all of it.
         kwargs["plan_kwargs"] = {"n_epochs_kl_warmup": max(1, n_epochs // 2), **(kwargs.get("plan_kwargs") or {})}
-        kwargs["callbacks"] = [guard, bar, trace, *kwargs.get("callbacks", ())]
+        kwargs["callbacks"] = [guard, bar, tracer, *kwargs.get("callbacks", ())]
         if self.penalty_ is not None and self.penalty_.kind == "tsne":
             n_early = min(self.penalty_.exaggeration_epochs, n_epochs // 4)
             kwargs["callbacks"].append(EndExaggeration(self.module.shape, n_early))
@@ -199,7 +200,7 @@ class _ShapedVAE:
             )
             raise FloatingPointError(msg) from error
         self._keep_history(stage)
-        return trace
+        return tracer.trace
 
     def _keep_history(self, stage: str) -> None:
         if not self.history_:

@@ -33,9 +33,10 @@ from ._finish_decoder import finish_decoder, shrink_slopes
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
-from .convergence import WeightTrace, convergence_of
+from .convergence import TraceWeights, convergence_of
 from .options import Prior, Training
 from .stage import Stage
+from .weight_trace import WeightTrace
 
 UNLABELLED = "unlabelled"
 
@@ -280,7 +281,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
     ) -> WeightTrace:
         self.module.set_phase(phase)
         progress.enter(phase)
-        guard, trace = FiniteGuard(), WeightTrace()
+        guard, tracer = FiniteGuard(), TraceWeights()
         plan: dict[str, Any] = {"lr": options.lr, "prior_lr": options.prior_lr, "eps": 1e-8}
         # scvi-tools warms the KL up over 400 epochs unless told otherwise: longer than the whole fit.
         if phase == "static":
@@ -295,7 +296,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             **train_kwargs,
         }
         kwargs["plan_kwargs"] = {**plan, **(kwargs.get("plan_kwargs") or {})}
-        kwargs["callbacks"] = [guard, progress, trace, *kwargs.get("callbacks", ())]
+        kwargs["callbacks"] = [guard, progress, tracer, *kwargs.get("callbacks", ())]
         # Each phase has a history of its own: the loss means something else in each.
         self.history_, self.is_trained_ = None, False
         # scvi-tools leaves a trained module in evaluation mode, and Lightning would train it so.
@@ -321,7 +322,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         # Only the first process logs.
         self.history_ = self._of_first_process(self.history_)
         self._keep_history(phase)
-        return trace
+        return tracer.trace
 
     def _of_first_process(self, value: Any) -> Any:
         """What the first process of distributed training has, in all of them; in other training `value` itself."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dynapath._times import same_within
 from dynapath._visits import Visits
+from dynapath.dynamics.changes import Convergence
 from dynapath.dynamics.smooth import linearised
 
 from .state_space import Belief, StateSpace
@@ -46,6 +47,7 @@ class FittedStateSpace:
     covariates: tuple[str, ...]
     history: Float[NDArray, "step member"]
     losses: Float[NDArray, " member"]
+    convergence: Convergence = Convergence()
 
     kind: ClassVar[str] = "state_space"
 
@@ -202,6 +204,7 @@ class FittedVisitVAE:
     history: Float[NDArray, "epoch term"]
     losses: Float[NDArray, " restart"]
     variance: Float[NDArray, "item 2"]
+    convergence: Convergence = Convergence()
 
     kind: ClassVar[str] = "visit_vae"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -12,14 +13,16 @@ from anndata import AnnData
 
 from dynapath import write
 from dynapath._names import as_text
+from dynapath._threads import threads_for
 from dynapath.dynamics.named import NAMES
 from dynapath.dynamics.smooth import Estimator
 from dynapath.read.baseline import Missing
 from dynapath.read.visits import TimeUnit, read_visits
 
+from .registry.convergence import judge
 from .registry.intervals import Intervals
 from .registry.state_space import StateSpaceForecaster
-from .registry.training import WEIGHTS, Schedule
+from .registry.training import DEFAULT, WEIGHTS, Schedule
 from .registry.visit_vae import VisitVAEForecaster
 from .registry.visits import Visits
 
@@ -139,7 +142,7 @@ def fit_latent_dynamics(
     `obsm["{key}_encoded"]` : what each visit says by itself. `obsm["{key}_std"]` : standard deviation of the state.
     `obsm["{key}_theta"]` : parameters of the subject's dynamics, per unit of time, repeated on its visits.
     `layers["{key}_fitted"]` : decoded states, NaN for items that were left out and where there is no state.
-    `uns["{key}"]` : settings, weights, coding of the baseline, history of the terms, losses of restarts;
+    `uns["{key}"]` : settings, weights, coding of the baseline, history of the terms, losses of restarts, status;
         :func:`dynapath.get.model` makes the fitted model of it.
 
     Raises
@@ -150,10 +153,14 @@ def fit_latent_dynamics(
 
     Warns
     -----
-    UserWarning : if restarts disagree in the sign of a rate; for what was left out.
+    UserWarning : if restarts disagree in the sign of a rate; for what was left out; for a status other than `ok`.
 
     Notes
     -----
+    The status is `ok`; `not_converged`, if the second half of the steps (by their lengths) has moved fitted values by more than
+    half of what their subject's visits leave open (:func:`dynapath.get.convergence`), if the loss has risen, or after too few or too small steps to tell; or
+    `restarts_diverged`, if some restarts did and were left out.
+
     What is identified are decoded trajectories, in the units of the items. Rates are not: a decoder can bend or shift an
     axis, which changes rates, even their sign. Missing items and visits are taken to be missing at random.
 
@@ -211,10 +218,16 @@ def fit_latent_dynamics(
         layer=layer,
     )
     _check_span(read.visits, preset, subject_key)
-    fitted = forecaster.fit(read.visits)
+    # Steps of all restarts at once, on a part of the subjects at most.
+    with threads_for(min(read.visits.n_subjects, 1000) * n_restarts * read.visits.values[0].size):
+        fitted = forecaster.fit(read.visits)
     intervals = None
     if calibration_folds:
         intervals = Intervals.by_folds(forecaster, read.visits.measured(), calibration_folds, random_state)
+    n_epochs = forecaster.n_steps if noisy else forecaster.schedule.over(DEFAULT).n_epochs
+    status, said = judge(fitted.convergence, fitted.losses, n_epochs)
+    if said:
+        warnings.warn(" ".join(said), UserWarning, stacklevel=2)
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     found = fitted.describe(read.visits)
@@ -253,6 +266,9 @@ def fit_latent_dynamics(
             },
             "state": fitted.to_arrays() | ({} if intervals is None else {"intervals": intervals.to_arrays()}),
             "history": _history(fitted),
+            "convergence": fitted.convergence.to_arrays(),
+            "status": status,
+            "messages": said,
         },
     )
     return adata if copy else None

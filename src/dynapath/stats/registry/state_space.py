@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from dynapath.models.state_space import StateSpace
 from dynapath.models.visit_forecast import FittedStateSpace, state_space_tensors
 from dynapath.models.visit_scale import Scale
+from dynapath.models.weight_trace import WeightTrace
 
+from .convergence import convergence_of, with_convergence
 from .training import diverged, one_cycle
 from .visits import Visits
 
@@ -61,14 +63,20 @@ class StateSpaceForecaster:
             generator=generator,
         )
         data = state_space_tensors(scale.apply(visits))
-        history, losses = self._train(model, data, generator)
+        history, losses = self._train(model, data, generator, trace := WeightTrace())
         best = int(np.argmin(losses))
-        return FittedStateSpace(
+        fitted = FittedStateSpace(
             _member(model, best), scale, visits.items, visits.kinds, visits.covariates, history, losses
         )
+        halfway = trace.halfway()
+        earlier = None
+        if halfway is not None:
+            model.load_state_dict(halfway)
+            earlier = replace(fitted, model=_member(model, best))
+        return with_convergence(fitted, convergence_of(fitted, earlier, visits, trace, start=float(history[0, best])))
 
     def _train(
-        self, model: StateSpace, data: tuple, generator: torch.Generator
+        self, model: StateSpace, data: tuple, generator: torch.Generator, trace: WeightTrace | None = None
     ) -> tuple[Float[NDArray, "step member"], Float[NDArray, " member"]]:
         """The loss of every restart at each step, and in the end of all subjects.
 
@@ -96,6 +104,8 @@ class StateSpaceForecaster:
             loss[alive].sum().backward()
             _clip(model, alive)
             optimizer.step()
+            if trace is not None:
+                trace.add([group["lr"] for group in optimizer.param_groups], model.state_dict())
             schedule.step()
             history.append(np.where(alive.numpy(), loss.detach().numpy(), np.nan))
         with torch.no_grad():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.optim.lr_scheduler import OneCycleLR
 
 from dynapath.models.visit_vae import TERMS, Batch, VisitVAE
+from dynapath.models.weight_trace import WeightTrace
 
 WEIGHTS = {"reconstruction": 1.0, "kl": 0.5, "prediction": 1.0, "consistency": 1.0, "decoder": 0.01}
 
@@ -86,7 +87,12 @@ def diverged(when: str, lr: float) -> RuntimeError:
 
 
 def train(
-    model: VisitVAE, batch: Batch, weights: Mapping[str, float], schedule: Schedule, generator: torch.Generator
+    model: VisitVAE,
+    batch: Batch,
+    weights: Mapping[str, float],
+    schedule: Schedule,
+    generator: torch.Generator,
+    trace: WeightTrace | None = None,
 ) -> tuple[Float[NDArray, "epoch term member"], Float[NDArray, " member"]]:
     """Train in place; the curve of every term, and the final loss of every restart without sampling.
 
@@ -128,6 +134,8 @@ def train(
             loss[alive].sum().backward()
             _clip(model, alive)
             optimizer.step()
+            if trace is not None:
+                trace.add([group["lr"] for group in optimizer.param_groups], model.state_dict())
             cycle.step()
             shown = np.stack([terms[name].detach().mean(1).numpy() for name in TERMS]) / n_batches
             history[epoch] += np.where(alive.numpy(), shown, np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from dynapath.models._random import isolated_seed
 from dynapath.models.visit_forecast import FittedVisitVAE, batch_of
 from dynapath.models.visit_scale import Scale
 from dynapath.models.visit_vae import VisitVAE
+from dynapath.models.weight_trace import WeightTrace
 
-from .training import WEIGHTS, Schedule, train
+from .convergence import convergence_of, with_convergence
+from .training import WEIGHTS, Schedule, final_loss, train
 from .visits import Visits
 
 
@@ -70,7 +72,9 @@ class VisitVAEForecaster:
             width=self.width,
             generator=generator,
         )
-        history, losses = train(model, batch, WEIGHTS | dict(self.weights), self.schedule, generator)
+        weights = WEIGHTS | dict(self.weights)
+        start = final_loss(model, batch, weights)
+        history, losses = train(model, batch, weights, self.schedule, generator, trace := WeightTrace())
         best = int(np.argmin(losses))
         if isinstance(dynamics, LinearSystem):
             _warn_of_signs(model, batch.baseline, losses, dynamics)
@@ -85,7 +89,13 @@ class VisitVAEForecaster:
             losses,
             np.ones((visits.n_items, 2)),
         )
-        return _with_variance(fitted, visits)
+        halfway = trace.halfway()
+        earlier = None
+        if halfway is not None:
+            model.load_state_dict({**model.state_dict(), **halfway})
+            earlier = replace(fitted, model=self._one(model, visits, best))
+        convergence = convergence_of(fitted, earlier, visits, trace, start=float(start[best]))
+        return with_convergence(_with_variance(fitted, visits), convergence)
 
     def _dynamics(self) -> Any:
         if not isinstance(self.dynamics, str):
