@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import dynapath as dp
-from dynapath._threads import LARGE, one_thread, threads_for
+from dynapath._threads import LARGE, few_threads, one_thread, threads_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The fit has not converged:UserWarning"),
@@ -126,3 +126,52 @@ def test_a_fit_of_coordinates_computes_on_one_thread(simulated, quick, monkeypat
     assert seen == [{1}]
     assert np.isfinite(simulated.obsm["Z_true"]).all()
     assert torch.get_num_threads() == 2
+
+
+def test_a_program_is_fitted_on_one_thread():
+    seen = set()
+
+    def decay(params, t, y):
+        seen.add(torch.get_num_threads())
+        return y - params["start"] * torch.exp(-params["rate"] * t)
+
+    t = np.linspace(0, 2, 9)
+    data = {"t": np.tile(t, (3, 1)), "y": np.exp(-np.outer([0.5, 1.0, 2.0], t))}
+    dp.stats.estimate(decay, data, params={"start": 0.8, "rate": 0.8}, kind="residuals", se="bootstrap", n_bootstrap=2)
+    # Checks before the fit may use what there is.
+    assert 1 in seen
+    assert torch.get_num_threads() == 2
+
+
+def test_an_increment_model_with_a_loss_of_its_own_is_fitted_on_one_thread():
+    seen = set()
+
+    def loss(predicted, reported):
+        seen.add(torch.get_num_threads())
+        return (predicted - reported).abs().pow(1.5)
+
+    reports = dp.datasets.simulate_reports(n_units=2, n_days=10, random_state=0)
+    dp.stats.fit_increment(reports, method="lbfgs", loss=loss, se=None)
+    assert 1 in seen
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_visits_are_fitted_on_one_thread(noisy, monkeypatch):
+    seen = set()
+    step = torch.optim.Optimizer.zero_grad
+    monkeypatch.setattr(
+        torch.optim.Optimizer, "zero_grad", lambda self: seen.add(torch.get_num_threads()) or step(self)
+    )
+    registry = dp.datasets.simulate_registry("linear2", n_subjects=12, random_state=0)
+    schedule = dp.stats.Schedule(n_epochs=2)
+    dp.stats.fit_latent_dynamics(
+        registry, subject_key="patient", time_key="time", process_noise=noisy, n_restarts=1, schedule=schedule
+    )
+    assert seen == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_a_function_is_limited_by_the_size_of_its_steps():
+    limited = few_threads(lambda size: size)(lambda size: torch.get_num_threads())
+    assert [limited(10), limited(LARGE)] == [1, 2]

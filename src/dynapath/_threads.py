@@ -6,8 +6,13 @@ machine with other work they wait for one another: ten times as long, or more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Numbers in the largest array of a step, such as cells of a minibatch times genes. From here on more threads pay.
 LARGE = 1_000_000
@@ -27,6 +32,20 @@ def threads_for(size: int) -> Iterator[None]:
         return
     with one_thread():
         yield
+
+
+def few_threads(size: Callable[..., int]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function compute on as many threads as `threads_for` gives a step; `size` says how large, from its arguments."""
+
+    def decorate(fit: Callable[P, T]) -> Callable[P, T]:
+        @wraps(fit)
+        def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+            with threads_for(size(*args, **kwargs)):
+                return fit(*args, **kwargs)
+
+        return limited
+
+    return decorate
 
 
 @contextmanager

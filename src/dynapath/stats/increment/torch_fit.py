@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from dynapath._threads import few_threads
 from dynapath.dynamics.increments import FLOOR
 from dynapath.read.panel import Panel
 
@@ -89,6 +90,7 @@ class Recursion:
         return torch.stack(means), torch.stack(slopes) if derivatives else D
 
 
+@few_threads(lambda problem, *_, **__: problem.panel.n_units * problem.panel.n_days)
 def estimate_with_torch(
     problem: Problem,
     modes: NDArray[np.str_],

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
+from dynapath._threads import few_threads
+
 from .check import seeded
 from .fit import estimate_each, method_of, without_data
 from .pooled import estimate_pooled, modes_of
@@ -23,6 +25,7 @@ from .small import units_last
 _MOST = 2e7
 
 
+@few_threads(lambda problem, *_, **__: problem.n_units * problem.size)
 def bootstrap_draws(
     problem: Problem,
     free: Float[NDArray, "unit k"],

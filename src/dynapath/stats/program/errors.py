@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from dynapath._threads import few_threads
+
 from .fit import AT_BOUND, OK, Found
 from .problem import Problem
 from .small import invert
@@ -27,6 +29,7 @@ def variance_of(problem: Problem, found: Found) -> Float[NDArray, " unit"]:
         return np.where(left > 0, 2.0 * found.f / np.where(left > 0, left, 1), np.nan)
 
 
+@few_threads(lambda problem, *_, **__: problem.n_units * problem.size)
 def covariance_of(problem: Problem, found: Found, kind: str) -> Float[NDArray, "unit k k"]:
     """Of the free numbers; NaN where there is none."""
     known = np.isin(found.status, (OK, AT_BOUND))

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynapath._threads import few_threads
+
 from .check import seeded
 from .descend import adam, lbfgs
 from .newton import minimise
@@ -73,6 +75,7 @@ def method_of(problem: Problem, method: str) -> str:
     return method
 
 
+@few_threads(lambda problem, *_, **__: problem.n_units * problem.size)
 def estimate_each(
     problem: Problem,
     start: Float[Tensor, "unit k"],

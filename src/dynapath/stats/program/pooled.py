@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynapath._threads import few_threads
 from dynapath.stats.increment.errors import covariance_of as pooled_covariance_of
 from dynapath.stats.increment.errors import spreads_of
 from dynapath.stats.increment.estimate import Estimate as PooledEstimate
@@ -73,6 +74,7 @@ def modes_of(pooling: Pooling | Mapping[str, Pooling], parameters: Parameters) -
     return np.array([chosen[name] for name in parameters.owner])
 
 
+@few_threads(lambda problem, *_, **__: problem.n_units * problem.size)
 def estimate_pooled(
     problem: Problem,
     start: Float[Tensor, "unit k"],

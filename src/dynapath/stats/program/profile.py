@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2
 
+from dynapath._threads import few_threads
+
 from .newton import minimise
 from .problem import Problem
 
@@ -16,6 +18,7 @@ from .problem import Problem
 _REACH = 5.0
 
 
+@few_threads(lambda problem, *_, **__: problem.n_units * problem.size)
 def profile(
     problem: Problem,
     free: Float[NDArray, "unit k"],

@@ -50,7 +50,7 @@ def convergence_of(
 
 def prediction_change(before: Described, after: Described, visits: Visits) -> float:
     """How far fitted values have moved, in the unit above."""
-    measured = np.isfinite(visits.values) & np.isfinite(after.items)
+    measured = np.isfinite(visits.values) & np.isfinite(before.items) & np.isfinite(after.items)
     squares = []
     for j in range(visits.values.shape[-1]):
         known = measured[..., j]

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from dynapath._threads import few_threads
 from dynapath.metrics.forecasts import gaussian_crps
 
 from .calibrate import LEVELS, Calibration, Errors
@@ -121,6 +122,7 @@ def patient_folds(n_subjects: int, folds: int, random_state: int | None) -> list
     return [np.sort(order[fold::folds]) for fold in range(folds)]
 
 
+@few_threads(lambda visits, *_, **__: visits.values.size)
 def forecast_fold(
     visits: Visits,
     test: Int[NDArray, " subject"],
