@@ -179,3 +179,12 @@ def test_colours():
 
     with pytest.raises(ValueError, match=r"obs has 2 columns named 'donor' \(color\)"):
         color_cells(twice(cells(), "donor"), "donor", None, np.ones(4, dtype=bool))
+
+
+def test_times_of_drawn_cells():
+    from types import SimpleNamespace
+
+    from dynapath.pl._over_time import cell_times
+
+    with pytest.raises(ValueError, match="obs has 2 columns named 'day'"):
+        cell_times(twice(cells(), "day"), SimpleNamespace(time_key="day"))

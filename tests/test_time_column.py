@@ -369,3 +369,16 @@ def test_fits_of_dates_are_drawn_by_the_time_that_passed():
     (ax,) = dp.pl.subject_fit(registry, who, items=registry.var_names[0], show=False)
     drawn = np.concatenate([points.get_offsets()[:, 0] for points in ax.collections[1:]])
     np.testing.assert_allclose(np.sort(drawn), np.sort(passed[registry.obs["patient"] == who]))
+
+
+def test_figures_of_panels_have_the_days_that_were_meant():
+    from dynapath.pl._days import day_axis
+
+    days = pd.date_range("2020-03-10", periods=5)
+    for written in ("%d.%m.%Y", "%Y%m%d", "%Y-%m-%dT00:00:00+01:00"):
+        np.testing.assert_array_equal(day_axis(panel_of(days.strftime(written))), days.to_numpy())
+    assert (
+        day_axis(panel_of(["5", "6", "7"])).tolist() == day_axis(panel_of(["mon", "tue", "wed"])).tolist() == [0, 1, 2]
+    )
+    with pytest.raises(ValueError, match="var_names holds '03.03.2020', with no day above 12"):
+        day_axis(panel_of(EARLY))

@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dynapath._columns import column_of
 from dynapath._names import as_text
+from dynapath._time_column import NotATime, Place, read_times
 
 from ._figure import LABEL_SIZE, TICK_SIZE
 
@@ -26,13 +28,13 @@ GAP = "0.92"
 
 def day_axis(adata: AnnData) -> NDArray[Any]:
     """Days of the columns: dates where `var["date"]` or the names read as such, else 0, 1, ..."""
-    names = adata.var["date"] if "date" in adata.var else pd.Series(adata.var_names)
-    if not pd.to_numeric(names.astype(str), errors="coerce").notna().all():
-        try:
-            return pd.to_datetime(names.astype(str)).to_numpy(dtype="datetime64[ns]")
-        except ValueError:
-            pass  # names of the user's own
-    return np.arange(adata.n_vars)
+    dated = "date" in adata.var
+    names = column_of(adata.var, "date", place="var") if dated else pd.Series(adata.var_names)
+    try:
+        read = read_times(names, Place.in_adata("var['date']" if dated else "var_names"))
+    except NotATime:  # names of the user's own
+        return np.arange(adata.n_vars)
+    return read.values.to_numpy(dtype="datetime64[ns]") if read.kind == "dates" else np.arange(adata.n_vars)
 
 
 def label_days(ax: Axes, days: NDArray[Any]) -> None:

@@ -14,6 +14,8 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from dynapath._columns import column_of
+
 from ._figure import (
     INK,
     LABEL_SIZE,
@@ -71,7 +73,7 @@ def cell_times(adata: AnnData, fit: DrawnFit) -> NDArray[np.float64]:
             f"obs has no {fit.time_key!r}, the time that was fitted. Columns: {', '.join(map(str, adata.obs.columns))}."
         )
         raise KeyError(msg)
-    column = adata.obs[fit.time_key]
+    column = column_of(adata.obs, fit.time_key)
     # Categories may read as numbers: their names, not their codes.
     return pd.to_numeric(column.astype(str), errors="coerce").to_numpy(dtype=float)
 
