@@ -22,12 +22,12 @@ def lines(ax, name):
 
 
 def test_there_is_a_panel_for_every_term_by_its_name(trained):
-    panels = dp.pl.history(trained, show=False)
+    panels = dp.pl.history(trained, key="vae", show=False)
     assert [ax.get_title(loc="left") for ax in panels] == ["loss", "target", "elbo"]
 
 
 def test_phases_follow_each_other_without_being_joined(trained):
-    loss, target, elbo = dp.pl.history(trained, show=False)
+    loss, target, elbo = dp.pl.history(trained, key="vae", show=False)
     first, second = lines(loss, "loss")
     assert first[:, 0].tolist() == [1, 2, 3, 4]
     assert second[:, 0].tolist() == list(range(5, 13))
@@ -36,7 +36,7 @@ def test_phases_follow_each_other_without_being_joined(trained):
 
 
 def test_validation_cells_have_a_dashed_line_of_their_own(trained):
-    *_, elbo = dp.pl.history(trained, show=False)
+    *_, elbo = dp.pl.history(trained, key="vae", show=False)
     (train,), (validation,) = lines(elbo, "elbo"), lines(elbo, "elbo_validation")
     np.testing.assert_allclose(validation[:, 1], train[:, 1] + 5)
     labels = [text.get_text() for text in elbo.figure.legends[0].get_texts()]
@@ -44,23 +44,23 @@ def test_validation_cells_have_a_dashed_line_of_their_own(trained):
 
 
 def test_the_steep_start_does_not_flatten_the_rest(trained):
-    *_, elbo = dp.pl.history(trained, show=False)
+    *_, elbo = dp.pl.history(trained, key="vae", show=False)
     low, high = elbo.get_ylim()
     assert low < 100
     assert 125 <= high < 135
 
 
 def test_terms_can_be_chosen_and_unknown_ones_are_named(trained):
-    (panel,) = dp.pl.history(trained, terms="elbo", show=False)
+    (panel,) = dp.pl.history(trained, key="vae", terms="elbo", show=False)
     assert panel.get_title(loc="left") == "elbo"
     with pytest.raises(ValueError, match="terms must be among loss, target, elbo; 'kl' is not"):
-        dp.pl.history(trained, terms=["kl"], show=False)
+        dp.pl.history(trained, key="vae", terms=["kl"], show=False)
 
 
 def test_it_draws_on_given_axes_and_hands_the_figure_over(trained):
     _, axes = plt.subplots(1, 3)
-    assert list(dp.pl.history(trained, axes=axes, show=False)) == list(axes)
-    assert isinstance(dp.pl.history(trained, return_fig=True), Figure)
+    assert list(dp.pl.history(trained, key="vae", axes=axes, show=False)) == list(axes)
+    assert isinstance(dp.pl.history(trained, key="vae", return_fig=True), Figure)
 
 
 def test_dynamic_fits_have_a_history_too(adata):
@@ -69,5 +69,5 @@ def test_dynamic_fits_have_a_history_too(adata):
 
 
 def test_without_a_fit_the_error_says_so(adata):
-    with pytest.raises(KeyError, match="uns has no fit under 'vae'"):
-        dp.pl.history(adata, show=False)
+    with pytest.raises(KeyError, match="uns has no fit under 'vae'; fits present: dynvae"):
+        dp.pl.history(adata, key="vae", show=False)

@@ -64,7 +64,7 @@ def test_it_draws_on_given_axes_and_hands_the_figure_over(linear):
 
 
 def test_a_fit_without_loadings_is_refused(adata):
-    with pytest.raises(KeyError, match="uns has no fit under 'vae'"):
+    with pytest.raises(KeyError, match=r"uns has no fit of dp\.tl\.fit_vae; fits of another kind: 'dynvae'"):
         dp.pl.loadings(adata, show=False)
-    with pytest.raises(KeyError, match="uns has no fit under 'dynvae'"):
+    with pytest.raises(KeyError, match=r"uns\['dynvae'\] is a fit of dp\.tl\.fit_dynamic_vae, not of dp\.tl\.fit_vae"):
         dp.pl.loadings(adata, key="dynvae", show=False)

@@ -88,7 +88,7 @@ def test_a_dynamic_fit_is_no_count_vae(cells):
     fit(cells)
     with pytest.raises(ValueError, match="would overwrite"):
         dp.tl.fit_dynamic_vae(cells, time_key="time", key_added="vae", use_rep="Z_true")
-    with pytest.raises(KeyError, match="uns has no fit under 'vae'"):
+    with pytest.raises(KeyError, match=r"uns\['vae'\] is a fit of dp\.tl\.fit_vae, not of dp\.tl\.fit_dynamic_vae"):
         dp.get.dynamics(cells, "vae")
 
 
@@ -305,7 +305,7 @@ def test_replicates_keep_the_cells_and_their_depth(fitted, simulated):
 
 def test_without_a_fit_there_is_nothing_to_draw_from(simulated):
     for draw in (dp.tl.sample_prior, dp.tl.sample_posterior):
-        with pytest.raises(KeyError, match=r"Run dp\.tl\.fit_vae\(adata, \.\.\., key_added='vae'\) first"):
+        with pytest.raises(KeyError, match=r"there is no fit in this AnnData\. Run dp\.tl\.fit_vae\(adata, \.\.\.\) first"):
             draw(simulated)
 
 

@@ -34,7 +34,9 @@ def embedding(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float64]]:
     return name, np.asarray(adata.obsm[slot], dtype=float)
 
 
-def embedded_velocity(adata: AnnData, basis: str, key: str) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
+def embedded_velocity(
+    adata: AnnData, basis: str, key: str | None
+) -> tuple[str, NDArray[np.float64], NDArray[np.float64]]:
     """Name and coordinates of an embedding, and the arrows of a fit in it."""
     name, coordinates = embedding(adata, basis)
     slot = cell_slots(adata, key).embedded_velocity(name)

@@ -11,8 +11,9 @@ import pandas as pd
 
 from dynapath._names import as_text
 from dynapath._times import in_decimals
+from dynapath.write import KINDS
 
-from ._fits import cell_slots, fit_record, strings
+from ._fits import cell_slots, find_fit, fit_record, strings
 from ._groups import draws, dynamics, group_names, snapshot_weights
 from ._model import model
 from ._stored import check_genes
@@ -31,7 +32,7 @@ _POINTS_OF_A_DRAW = 32
 def gene_trajectories(
     adata: AnnData,
     genes: str | Sequence[str],
-    key: str = "dynvae",
+    key: str | None = None,
     *,
     times: ArrayLike | None = None,
     n_grid: int = 25,
@@ -109,7 +110,7 @@ def gene_trajectories(
     )
 
 
-def gene_paths(adata: AnnData, key: str, times: NDArray[np.float64], columns: NDArray[np.intp]) -> FoundGenes:
+def gene_paths(adata: AnnData, key: str | None, times: NDArray[np.float64], columns: NDArray[np.intp]) -> FoundGenes:
     """Decoded group means of some genes: the estimate, and the draws of each member.
 
     Raises
@@ -120,7 +121,8 @@ def gene_paths(adata: AnnData, key: str, times: NDArray[np.float64], columns: ND
     from dynapath.models.gene_paths import FoundGenes, GroupCells, gene_paths
     from dynapath.read.counts import read_times
 
-    fit = fit_record(adata, key)
+    key = find_fit(adata, key, KINDS)
+    fit = adata.uns[key]
     if fit["kind"] != "dynamic_vae":
         msg = f"The fit {key!r} was made with use_rep={fit['params']['use_rep']!r} and decodes no genes. Fit without use_rep."
         raise ValueError(msg)
@@ -159,7 +161,7 @@ def gene_paths(adata: AnnData, key: str, times: NDArray[np.float64], columns: ND
 
 
 def observed_genes(
-    adata: AnnData, genes: str | Sequence[str], key: str = "dynvae", *, level: float = 0.9
+    adata: AnnData, genes: str | Sequence[str], key: str | None = None, *, level: float = 0.9
 ) -> pd.DataFrame:
     """Mean measured counts of the groups at each snapshot, to be held against the decoded ones.
 
@@ -187,7 +189,8 @@ def observed_genes(
     from dynapath.read.counts import read_counts
 
     names = gene_names(adata, genes)
-    fit = fit_record(adata, key)
+    key = find_fit(adata, key, KINDS)
+    fit = adata.uns[key]
     params = fit["params"]
     if fit["kind"] != "dynamic_vae":
         msg = f"The fit {key!r} was made with use_rep={params['use_rep']!r} and knows no counts. Fit without use_rep."

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dynapath._times import in_decimals
+from dynapath.write import KINDS
 
-from ._fits import cell_slots, fit_record, history
+from ._fits import cell_slots, find_fit, fit_record, history
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dynapath.models.stage import Stage
 
 
-def dynamics(adata: AnnData, key: str = "dynvae", *, alternative: int | None = None) -> GroupDynamics:
+def dynamics(adata: AnnData, key: str | None = None, *, alternative: int | None = None) -> GroupDynamics:
     """The fitted group dynamics alone: trajectories, velocities and flows, without the network and its counts.
 
     Parameters
@@ -29,7 +30,7 @@ def dynamics(adata: AnnData, key: str = "dynvae", *, alternative: int | None = N
     adata
         With a fit under `key`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     alternative
         Row of :func:`dynapath.get.alternatives`: that explanation instead of the fit.
 
@@ -39,7 +40,8 @@ def dynamics(adata: AnnData, key: str = "dynvae", *, alternative: int | None = N
     """
     from dynapath.dynamics import GroupDynamics
 
-    fit = fit_record(adata, key)
+    key = find_fit(adata, key, KINDS)
+    fit = adata.uns[key]
     if alternative is None:
         return GroupDynamics.from_arrays(fit["state"]["dynamics"])
     n = len(alternatives(adata, key))
@@ -50,7 +52,7 @@ def dynamics(adata: AnnData, key: str = "dynvae", *, alternative: int | None = N
     return GroupDynamics.from_arrays(fit["alternatives"]["dynamics"]).select(alternative)
 
 
-def alternatives(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+def alternatives(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     """Other explanations of the data: restarts that came close to the fit with other groups, refitted to its states.
 
     Parameters
@@ -78,7 +80,7 @@ def alternatives(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
 
 
 def trajectories(
-    adata: AnnData, key: str = "dynvae", *, times: ArrayLike | None = None, n_grid: int = 50, level: float = 0.9
+    adata: AnnData, key: str | None = None, *, times: ArrayLike | None = None, n_grid: int = 50, level: float = 0.9
 ) -> pd.DataFrame:
     """Where the groups are over time.
 
@@ -148,14 +150,15 @@ def trajectories(
     )
 
 
-def draws(adata: AnnData, key: str = "dynvae") -> list[Draws]:
+def draws(adata: AnnData, key: str | None = None) -> list[Draws]:
     """Each member of a fit with its bootstrap, as far as there is one; neither networks nor counts are needed."""
     from dynapath.dynamics import GroupDynamics
     from dynapath.metrics import AffineMap
     from dynapath.models.draws import Draws
     from dynapath.models.last_layer import LastLayerError
 
-    fit = fit_record(adata, key)
+    key = find_fit(adata, key, KINDS)
+    fit = adata.uns[key]
     d = int(fit["params"]["n_latent"])
     resampled = fit.get("bootstrap", {})
     found = []
@@ -173,7 +176,7 @@ def draws(adata: AnnData, key: str = "dynvae") -> list[Draws]:
     return found
 
 
-def observed_proportions(adata: AnnData, key: str = "dynvae", *, level: float = 0.9) -> pd.DataFrame:
+def observed_proportions(adata: AnnData, key: str | None = None, *, level: float = 0.9) -> pd.DataFrame:
     """Shares of the groups among the cells of each snapshot, to be held against the fitted proportions.
 
     Parameters
@@ -205,7 +208,7 @@ _CHOICE = ["n_groups", "log_likelihood", "n_parameters", "bic", "delta_bic", "ch
 _CHOICE += ["smallest_share", "eligible", "agreement", "restart_gap"]
 
 
-def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
+def n_groups(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     """One row per number of groups that was tried, for a fit with `n_groups="auto"` or several to choose from.
 
     Columns: `n_groups`; `log_likelihood`, the sum over `n_cells` cells (a part of them above 5,000) in the latent space of
@@ -219,7 +222,8 @@ def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     ------
     KeyError : if there is no fit under `key`, or its number of groups was given.
     """
-    fit = fit_record(adata, key)
+    key = find_fit(adata, key, KINDS)
+    fit = adata.uns[key]
     if "n_groups" not in fit:
         msg = (
             f"The fit {key!r} was given n_groups={int(fit['params']['n_groups'])}, so there is none to compare it with. "
@@ -229,7 +233,7 @@ def n_groups(adata: AnnData, key: str = "dynvae") -> pd.DataFrame:
     return pd.DataFrame({name: np.asarray(values) for name, values in fit["n_groups"].items()})[_CHOICE]
 
 
-def stages(adata: AnnData, key: str = "dynvae") -> list[Stage]:
+def stages(adata: AnnData, key: str | None = None) -> list[Stage]:
     """What the model made of the cells in the course of its training.
 
     Parameters
@@ -237,7 +241,7 @@ def stages(adata: AnnData, key: str = "dynvae") -> list[Stage]:
     adata
         With a fit under `key` made with `Training(keep_stages=True)`, or some of its cells.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
 
     Returns
     -------
@@ -252,7 +256,8 @@ def stages(adata: AnnData, key: str = "dynvae") -> list[Stage]:
     from dynapath.models.stage import Stage
 
     slots = cell_slots(adata, key)
-    fit = fit_record(adata, key)
+    key = slots.key
+    fit = adata.uns[key]
     if "stages" not in fit:
         msg = (
             f"The fit {key!r} kept no stages of its training. Run dp.tl.fit_dynamic_vae(adata, ..., key_added={key!r}, "

@@ -12,27 +12,23 @@ from dynapath._keys import IncrementKeys
 from dynapath._names import as_text
 from dynapath.write import INCREMENT
 
+from ._fits import find_fit
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from dynapath.dynamics import IncrementDynamics
 
 
-def increment_fit(adata: AnnData, key: str = "increment") -> Mapping[str, Any]:
+def increment_fit(adata: AnnData, key: str | None = None) -> Mapping[str, Any]:
     """What a fit of the increment model left in `uns[key]`: `params` (its settings), `state` (its arrays), `versions`.
 
     Raises
     ------
     KeyError : if there is no such fit, or its slots were removed.
     """
-    fit = adata.uns.get(key)
-    if not isinstance(fit, Mapping) or fit.get("kind") != INCREMENT:
-        fits = [
-            name for name, value in adata.uns.items() if isinstance(value, Mapping) and value.get("kind") == INCREMENT
-        ]
-        found = f"fits of it are under: {', '.join(fits)}" if fits else "there is none in this AnnData"
-        msg = f"uns has no fit of the increment model under {key!r}; {found}. Run dp.stats.fit_increment(adata, ...) first."
-        raise KeyError(msg)
+    key = find_fit(adata, key, (INCREMENT,))
+    fit = adata.uns[key]
     names = IncrementKeys(key)
     missing = [f"obsm[{names.params!r}]"] if names.params not in adata.obsm else []
     missing += [f"layers[{name!r}]" for name in (names.state, names.resid) if name not in adata.layers]
@@ -42,10 +38,16 @@ def increment_fit(adata: AnnData, key: str = "increment") -> Mapping[str, Any]:
     return fit
 
 
-def increments(adata: AnnData, key: str) -> IncrementDynamics:
+def increment_slots(adata: AnnData, key: str | None) -> IncrementKeys:
+    """Names of the slots of a fit of the increment model."""
+    return IncrementKeys(find_fit(adata, key, (INCREMENT,)))
+
+
+def increments(adata: AnnData, key: str | None) -> IncrementDynamics:
     """Of the units of this AnnData, in its order."""
     from dynapath.dynamics import IncrementDynamics
 
+    key = find_fit(adata, key, (INCREMENT,))
     fitted = IncrementDynamics.from_arrays(increment_fit(adata, key)["state"])
     rows = as_text(fitted.units).get_indexer(as_text(adata.obs_names))
     if (rows < 0).any():
@@ -58,7 +60,7 @@ def increments(adata: AnnData, key: str) -> IncrementDynamics:
     return fitted.take(rows)
 
 
-def increment_params(adata: AnnData, key: str = "increment", *, level: float = 0.9) -> pd.DataFrame:
+def increment_params(adata: AnnData, key: str | None = None, *, level: float = 0.9) -> pd.DataFrame:
     """Coefficients of the increment model with their errors and intervals.
 
     Parameters
@@ -66,7 +68,7 @@ def increment_params(adata: AnnData, key: str = "increment", *, level: float = 0
     adata
         With a fit under `key`, or some of its units.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     level
         Probability of the intervals: normal, or Student's t where an individual coefficient has few residuals.
 
@@ -80,6 +82,7 @@ def increment_params(adata: AnnData, key: str = "increment", *, level: float = 0
     if not 0 < level < 1:
         msg = f"level={level!r} must be a probability between 0 and 1."
         raise ValueError(msg)
+    key = find_fit(adata, key, (INCREMENT,))
     fitted = increments(adata, key)
     n_units, k = fitted.params.shape
     se = fitted.se if fitted.se is not None else np.full((n_units, k), np.nan)

@@ -10,7 +10,7 @@ import numpy as np
 from dynapath.models._random import isolated_seed
 from dynapath.write import ESTIMATE, INCREMENT, LATENT_DYNAMICS, VAE
 
-from ._fits import fit_record, strings
+from ._fits import find_fit, strings
 from ._groups import dynamics
 from ._increment import increments
 from ._stored import check_genes, plain
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def model(
-    adata: AnnData, key: str = "dynvae"
+    adata: AnnData, key: str | None = None
 ) -> DynamicVAE | Ensemble | GroupDynamics | IncrementDynamics | CountVAE | LinearCountVAE | VisitModel:
     """The fitted model, built again from the arrays in `uns[key]`.
 
@@ -34,7 +34,7 @@ def model(
     adata
         The AnnData that was fitted, a copy or a subset of its cells; the genes must be those of the fit.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
 
     Returns
     -------
@@ -49,20 +49,21 @@ def model(
     KeyError : if there is no fit under `key`.
     ValueError : if genes or counts are no longer those of the fit.
     """
-    stored = adata.uns.get(key)
-    if isinstance(stored, Mapping) and stored.get("kind") == INCREMENT:
+    key = find_fit(adata, key)
+    kind = adata.uns[key]["kind"]
+    if kind == INCREMENT:
         return increments(adata, key)
-    if isinstance(stored, Mapping) and stored.get("kind") == LATENT_DYNAMICS:
+    if kind == LATENT_DYNAMICS:
         return visit_model(adata, key)
-    if isinstance(stored, Mapping) and stored.get("kind") == VAE:
+    if kind == VAE:
         return count_vae(adata, key)
-    if isinstance(stored, Mapping) and stored.get("kind") == ESTIMATE:
+    if kind == ESTIMATE:
         msg = (
             f"{key!r} holds the parameters of a program, which cannot be stored itself. Use "
             f"dp.stats.Estimate.from_adata(adata, key={key!r}, program=...)."
         )
         raise KeyError(msg)
-    fit = fit_record(adata, key)
+    fit = adata.uns[key]
     if fit["kind"] == "group_dynamics":
         return dynamics(adata, key)
     states = [fit["state"], *fit["state"].get("members", {}).values()]

@@ -11,7 +11,7 @@ from dynapath._keys import VAEKeys
 from dynapath.models._random import isolated_seed
 from dynapath.write import VAE
 
-from ._fits import fit_record, strings
+from ._fits import find_fit, strings
 from ._stored import check_genes, plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dynapath.models import CountVAE, LinearCountVAE
 
 
-def loadings(adata: AnnData, key: str = "vae") -> pd.DataFrame:
+def loadings(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     """Loadings of a linear decoder (gene, latent): change of a gene's logit per unit of a latent dimension.
 
     Parameters
@@ -30,7 +30,7 @@ def loadings(adata: AnnData, key: str = "vae") -> pd.DataFrame:
     adata
         With a fit of :func:`dynapath.tl.fit_vae` with `decoder="linear"` under `key`; genes may have been selected since.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
 
     Returns
     -------
@@ -41,7 +41,8 @@ def loadings(adata: AnnData, key: str = "vae") -> pd.DataFrame:
     ------
     KeyError : without such a fit, or if its decoder is not linear.
     """
-    fit = fit_record(adata, key, (VAE,))
+    key = find_fit(adata, key, (VAE,))
+    fit = adata.uns[key]
     names = VAEKeys(key)
     if names.loadings not in adata.varm:
         if fit["params"]["decoder"] == "linear":
@@ -55,10 +56,9 @@ def loadings(adata: AnnData, key: str = "vae") -> pd.DataFrame:
     return pd.DataFrame(values, index=adata.var_names, columns=[f"{key}{i + 1}" for i in range(values.shape[1])])
 
 
-def vae_slots(adata: AnnData, key: str) -> VAEKeys:
+def vae_slots(adata: AnnData, key: str | None) -> VAEKeys:
     """Names of the slots of a fit of :func:`dynapath.tl.fit_vae`, once it is there."""
-    fit_record(adata, key, (VAE,))
-    return VAEKeys(key)
+    return VAEKeys(find_fit(adata, key, (VAE,)))
 
 
 def count_vae(adata: AnnData, key: str) -> CountVAE | LinearCountVAE:
@@ -66,7 +66,8 @@ def count_vae(adata: AnnData, key: str) -> CountVAE | LinearCountVAE:
     from dynapath.models import CountVAE, LatentPenalty, LinearCountVAE, Network, Supervision
     from dynapath.read.cells import COUNTS, read_cells
 
-    fit = fit_record(adata, key, (VAE,))
+    key = find_fit(adata, key, (VAE,))
+    fit = adata.uns[key]
     params: Mapping[str, Any] = fit["params"]
     check_genes(adata, strings(params["genes"]), key)
     given = {name: params.get(name) for name in ("layer", "batch_key", "labels_key", "size_factor_key")}

@@ -12,9 +12,9 @@ from scipy.stats import norm
 
 from dynapath._keys import LatentDynamicsKeys
 from dynapath.read.visits import ReadVisits, Schema, read_new_visits, read_row_times
-from dynapath.write import LATENT_DYNAMICS
+from dynapath.write import KINDS, LATENT_DYNAMICS
 
-from ._fits import strings
+from ._fits import find_fit, fit_record, strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,29 +38,28 @@ class VisitModel:
         return read_new_visits(adata, self.schema)
 
 
-def visit_fit(adata: AnnData, key: str = "latent_dynamics") -> Mapping[str, Any]:
+def visit_fit(adata: AnnData, key: str | None = None) -> Mapping[str, Any]:
     """What a fit of latent dynamics left in `uns[key]`."""
-    fit = adata.uns.get(key)
-    if not isinstance(fit, Mapping) or fit.get("kind") != LATENT_DYNAMICS:
-        fits = [n for n, v in adata.uns.items() if isinstance(v, Mapping) and v.get("kind") == LATENT_DYNAMICS]
-        found = f"fits present: {', '.join(fits)}" if fits else "there is no such fit in this AnnData"
-        msg = f"uns has no latent dynamics under {key!r}; {found}. Run dp.stats.fit_latent_dynamics(adata, ...) first."
-        raise KeyError(msg)
-    return fit
+    return fit_record(adata, key, (LATENT_DYNAMICS,))
 
 
-def is_visit_fit(adata: AnnData, key: str) -> bool:
-    """Whether `uns[key]` is a fit of latent dynamics of visits."""
-    fit = adata.uns.get(key)
-    return isinstance(fit, Mapping) and fit.get("kind") == LATENT_DYNAMICS
+def visit_slots(adata: AnnData, key: str | None) -> LatentDynamicsKeys:
+    """Names of the slots of a fit of latent dynamics."""
+    return LatentDynamicsKeys(find_fit(adata, key, (LATENT_DYNAMICS,)))
 
 
-def visit_times(adata: AnnData, key: str = "latent_dynamics") -> NDArray[np.float64]:
+def visit_times(adata: AnnData, key: str | None = None) -> NDArray[np.float64]:
     """Time of each row as the fit counts it: dates from the subject's first visit on."""
     return read_row_times(adata, Schema.from_arrays(visit_fit(adata, key)["params"]["schema"]))
 
 
-def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any = None) -> VisitModel:
+def is_visit_fit(adata: AnnData, key: str | None) -> bool:
+    """Whether the fit that is meant is one of latent dynamics of visits."""
+    meant = adata.uns.get(find_fit(adata, key, (*KINDS, LATENT_DYNAMICS)))
+    return meant["kind"] == LATENT_DYNAMICS
+
+
+def visit_model(adata: AnnData, key: str | None = None, *, dynamics: Any = None) -> VisitModel:
     """The fitted model, built again from the arrays in `uns[key]`.
 
     Parameters
@@ -68,7 +67,7 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
     adata
         The AnnData that was fitted, a copy or a subset.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     dynamics
         The dynamics given to the fit, if they were an object of your own.
 
@@ -88,7 +87,8 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
     from dynapath.models.visit_forecast import FittedStateSpace, FittedVisitVAE
     from dynapath.models.visit_vae import VisitVAE
 
-    fit = visit_fit(adata, key)
+    key = find_fit(adata, key, (LATENT_DYNAMICS,))
+    fit = adata.uns[key]
     params, state = fit["params"], fit["state"]
     schema = Schema.from_arrays(params["schema"])
     covariates = tuple(strings(params["covariates"]))
@@ -117,7 +117,7 @@ def visit_model(adata: AnnData, key: str = "latent_dynamics", *, dynamics: Any =
     return VisitModel(FittedVisitVAE.from_arrays(state, model.requires_grad_(requires_grad=False), *names), schema)
 
 
-def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
+def parameters(adata: AnnData, key: str | None = None) -> pd.DataFrame:
     """Parameters of the dynamics of each subject, one row per subject.
 
     Parameters
@@ -125,7 +125,7 @@ def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
     adata
         With a fit of :func:`dynapath.stats.fit_latent_dynamics`, or a subset of its visits.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
 
     Returns
     -------
@@ -136,7 +136,8 @@ def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
     ------
     KeyError : if there is no such fit.
     """
-    params = visit_fit(adata, key)["params"]
+    key = find_fit(adata, key, (LATENT_DYNAMICS,))
+    params = adata.uns[key]["params"]
     theta = np.asarray(adata.obsm[LatentDynamicsKeys(key).theta], dtype=float)
     subject_key = str(params["schema"]["subject_key"])
     subject = adata.obs[subject_key].astype(str).to_numpy()
@@ -148,7 +149,7 @@ def parameters(adata: AnnData, key: str = "latent_dynamics") -> pd.DataFrame:
 
 def visit_predictions(
     adata: AnnData,
-    key: str,
+    key: str | None,
     *,
     times: NDArray[np.float64],
     given: str | int = "all",

@@ -57,7 +57,7 @@ def gene_trajectories(
     adata: AnnData,
     genes: str | Sequence[str],
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     groups: str | int | Iterable[str | int] | None = None,
     heldout: ArrayLike | None = None,
     level: float = 0.9,
@@ -77,7 +77,7 @@ def gene_trajectories(
     genes
         Names in `var_names`, one panel each.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     groups
         Fitted groups to draw; by default all.
     heldout
@@ -123,6 +123,7 @@ def gene_trajectories(
     >>> dp.tl.fit_dynamic_vae(adata, time_key="time", n_bootstrap=50)  # doctest: +SKIP
     >>> axes = dp.pl.gene_trajectories(adata, ["gene0", "gene3"], show=False)  # doctest: +SKIP
     """
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     names = get.gene_names(adata, genes)
     check_level(level)

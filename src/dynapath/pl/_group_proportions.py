@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def group_proportions(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     groups: str | int | Iterable[str | int] | None = None,
     heldout: ArrayLike | None = None,
     level: float = 0.9,
@@ -68,7 +68,7 @@ def group_proportions(
     adata
         With a fit of :func:`dynapath.tl.fit_dynamic_vae` under `key`, with or without `use_rep`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     groups
         Fitted groups to draw; by default all. Proportions stay those among all cells.
     heldout
@@ -115,6 +115,7 @@ def group_proportions(
     >>> dp.tl.fit_dynamic_vae(adata, time_key="time", use_rep="Z_true", training=quick)  # doctest: +SKIP
     >>> ax = dp.pl.group_proportions(adata, show=False)  # doctest: +SKIP
     """
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     check_level(level)
     held = heldout_times(heldout)

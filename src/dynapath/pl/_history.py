@@ -31,7 +31,7 @@ def history(
     adata: AnnData,
     *,
     terms: str | Sequence[str] | None = None,
-    key: str = "vae",
+    key: str | None = None,
     legend: bool = True,
     figsize: tuple[float, float] | None = None,
     axes: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
@@ -47,7 +47,7 @@ def history(
     terms
         Columns of :func:`dynapath.get.history` to draw; all by default.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     legend
         Whether to add a legend, below the panels, where there is more than one line in a panel.
     figsize

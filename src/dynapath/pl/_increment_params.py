@@ -30,7 +30,7 @@ _MARKERS = "osD^vP"
 def increment_params(
     adata: AnnData,
     *,
-    keys: str | Sequence[str] = "increment",
+    keys: str | Sequence[str] | None = None,
     coefficients: str | Sequence[str] | None = None,
     units: str | Sequence[str] | None = None,
     level: float = 0.9,
@@ -47,7 +47,7 @@ def increment_params(
     adata
         With one or more fits of :func:`dynapath.stats.fit_increment`.
     keys
-        `key_added` of the fits to draw on top of each other.
+        `key_added` of the fits to draw on top of each other; by default the only one, or of several that under the standard name.
     coefficients
         Which to draw, one panel each; by default all of the first fit.
     units
@@ -90,7 +90,7 @@ def increment_params(
     >>> axes = dp.pl.increment_params(panel, show=False)  # doctest: +SKIP
     """
     check_level(level)
-    keys = [keys] if isinstance(keys, str) else list(keys)
+    keys = [get.increment_slots(adata, keys).key] if keys is None or isinstance(keys, str) else list(keys)
     tables = {key: get.increment_params(adata, key, level=level) for key in keys}
     if not tables:
         msg = "keys is empty. Name at least one fit, such as 'increment'."

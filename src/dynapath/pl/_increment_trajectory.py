@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dynapath import get
-from dynapath._keys import IncrementKeys
 
 from ._colors import SAFE
 from ._days import GAP, day_axis, half_day, label_days, legend_below, reports_of, rows_of, runs
@@ -33,7 +32,7 @@ def increment_trajectory(
     adata: AnnData,
     *,
     units: str | Sequence[str] | None = None,
-    key: str = "increment",
+    key: str | None = None,
     forecast: pd.DataFrame | None = None,
     legend: bool = True,
     figsize: tuple[float, float] | None = None,
@@ -52,7 +51,7 @@ def increment_trajectory(
         Names of the units to draw, one panel each; by default the four with most missing reports among those with an
         estimate, as there is most to see.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     forecast
         From :func:`dynapath.stats.predict_increment`, drawn after the last day.
     legend
@@ -89,8 +88,9 @@ def increment_trajectory(
     >>> dp.stats.impute_increment(panel, mode="smooth", interval=0.9)  # doctest: +SKIP
     >>> axes = dp.pl.increment_trajectory(panel, show=False)  # doctest: +SKIP
     """
+    names = get.increment_slots(adata, key)
+    key = names.key
     fit = get.increment_fit(adata, key)
-    names = IncrementKeys(key)
     layer, observed = (None if name is None else str(name) for name in map(fit["params"].get, ("layer", "observed")))
     reports = reports_of(adata, layer, observed)
     state = np.asarray(adata.layers[names.state], dtype=float)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def latent_phase(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     dims: Sequence[int] = (1, 2),
     color: str | None = None,
     groups: str | int | Iterable[str | int] | None = None,
@@ -61,7 +61,7 @@ def latent_phase(
     adata
         With a fit of :func:`dynapath.tl.fit_dynamic_vae` under `key`, with or without `use_rep`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     dims
         The two latent dimensions, counted from 1 as in :func:`dynapath.get.trajectories`: horizontal, vertical.
     color
@@ -110,6 +110,7 @@ def latent_phase(
     >>> dp.tl.fit_dynamic_vae(adata, time_key="time", use_rep="Z_true", training=quick)  # doctest: +SKIP
     >>> ax = dp.pl.latent_phase(adata, color="time", show=False)  # doctest: +SKIP
     """
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     if fit.n_latent < 2:
         msg = f"The fit {key!r} has one latent dimension, a phase plot needs two. Use dp.pl.latent_trajectories."

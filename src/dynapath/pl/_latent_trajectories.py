@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 def latent_trajectories(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     color: str | None = None,
     dims: int | Sequence[int] | None = None,
     groups: str | int | Iterable[str | int] | None = None,
@@ -81,7 +81,7 @@ def latent_trajectories(
         colours of `color`; groups, bands, jitter and held-out times do not apply, and at most four dimensions are drawn by
         default.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     color
         Column of `obs` that colours the cells, categories or numbers; by default the fitted group. If it is another
         one, lines are dark grey and carry the number of their group.
@@ -159,6 +159,7 @@ def latent_trajectories(
     if truth is not None:
         msg = "truth is drawn for fits of visits only; compare snapshots with dp.metrics.trajectory_error."
         raise ValueError(msg)
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     shown = check_dims(range(1, fit.n_latent + 1) if dims is None else dims, fit.n_latent, key)
     if not shown:

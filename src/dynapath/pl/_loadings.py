@@ -30,7 +30,7 @@ def loadings(
     *,
     dims: int | Sequence[int] | None = None,
     n_genes: int = 10,
-    key: str = "vae",
+    key: str | None = None,
     figsize: tuple[float, float] | None = None,
     axes: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     show: bool | None = None,
@@ -47,7 +47,7 @@ def loadings(
     n_genes
         Genes per dimension, those with the largest absolute loadings.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     figsize
         Width and height in inches. Panels are put side by side as far as the width has room for them.
     axes
@@ -78,6 +78,7 @@ def loadings(
     >>> dp.tl.fit_vae(adata, n_latent=2, decoder="linear", max_epochs=20)  # doctest: +SKIP
     >>> axes = dp.pl.loadings(adata, show=False)  # doctest: +SKIP
     """
+    key = get.vae_slots(adata, key).key
     table = get.loadings(adata, key)
     if n_genes < 1:
         msg = f"n_genes must be at least 1; it is {n_genes}."

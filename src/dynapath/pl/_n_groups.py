@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def n_groups(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -32,7 +32,7 @@ def n_groups(
     adata
         With a fit of :func:`dynapath.tl.fit_dynamic_vae` with `n_groups="auto"` under `key`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     figsize
         Width and height in inches.
     ax

@@ -31,7 +31,7 @@ def subject_fit(
     given: int | str = "all",
     truth: str | None = None,
     level: float = 0.9,
-    key: str = "latent_dynamics",
+    key: str | None = None,
     figsize: tuple[float, float] | None = None,
     axes: Axes | Sequence[Axes] | NDArray[np.object_] | None = None,
     show: bool | None = None,
@@ -55,7 +55,7 @@ def subject_fit(
     level
         Probability of the band, in which a new measurement lies.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     figsize
         Width and height in inches.
     axes
@@ -83,6 +83,7 @@ def subject_fit(
     >>> axes = dp.pl.subject_fit(visits, "P0003", given=2, show=False)  # doctest: +SKIP
     """
     check_level(level)
+    key = get.visit_slots(adata, key).key
     schema = get.visit_fit(adata, key)["params"]["schema"]
     fitted_items = list(map(str, schema["items"]))
     shown = fitted_items[:6] if items is None else [items] if isinstance(items, str) else list(items)

@@ -61,7 +61,7 @@ _PANEL_HEIGHT = 1.35
 def training_stages(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     color: str | None = None,
     dims: int | Sequence[int] | None = None,
     groups: str | int | Iterable[str | int] | None = None,
@@ -82,7 +82,7 @@ def training_stages(
     adata
         With a fit of :func:`dynapath.tl.fit_dynamic_vae` under `key`, made with `Training(keep_stages=True)`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     color
         Column of `obs` that colours the encoded cells; by default the group of the finished fit, at all stages. If it is
         another one, what the model predicts is dark grey.
@@ -135,6 +135,7 @@ def training_stages(
     >>> dp.tl.fit_dynamic_vae(adata, time_key="time", training=dp.models.Training(keep_stages=True))  # doctest: +SKIP
     >>> axes = dp.pl.training_stages(adata, show=False)  # doctest: +SKIP
     """
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     shown = check_dims(range(1, min(2, fit.n_latent) + 1) if dims is None else dims, fit.n_latent, key)
     if not shown:

@@ -35,7 +35,7 @@ def velocity_embedding(
     adata: AnnData,
     *,
     basis: str = "umap",
-    key: str = "dynvae",
+    key: str | None = None,
     dims: Sequence[int] = (1, 2),
     color: str | None = None,
     groups: str | int | Iterable[str | int] | None = None,
@@ -56,7 +56,7 @@ def velocity_embedding(
     basis
         Name of the embedding: `"umap"` for `obsm["X_umap"]`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     dims
         The two dimensions of the embedding, counted from 1: horizontal, vertical.
     color
@@ -104,6 +104,7 @@ def velocity_embedding(
     >>> dp.tl.embed_velocity(adata, basis="umap")  # doctest: +SKIP
     >>> ax = dp.pl.velocity_embedding(adata, basis="umap", color="time", show=False)  # doctest: +SKIP
     """
+    key = get.cell_slots(adata, key).key
     fit = read_fit(adata, key, groups)
     name, embedding, arrows = get.embedded_velocity(adata, basis, key)
     columns = _columns(dims, name, embedding.shape[1])

@@ -10,7 +10,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 
 from dynapath import get
-from dynapath._keys import LatentDynamicsKeys
 
 from ._colors import Palette, color_cells
 from ._figure import LABEL_SIZE, TICK_SIZE, check_dims, finish, plain_axes
@@ -25,7 +24,7 @@ _DASHES = (0, (3, 2))
 def draw_visits(
     adata: AnnData,
     *,
-    key: str,
+    key: str | None,
     color: str | None,
     truth: str | None,
     dims: int | Sequence[int] | None,
@@ -38,8 +37,10 @@ def draw_visits(
     return_fig: bool,
 ) -> Any:
     """Lines through the states at a subject's visits, coloured by a column of `obs`, and through the true ones."""
+    names = get.visit_slots(adata, key)
+    key = names.key
     schema = get.visit_fit(adata, key)["params"]["schema"]
-    z = np.asarray(adata.obsm[LatentDynamicsKeys(key).latent], dtype=float)
+    z = np.asarray(adata.obsm[names.latent], dtype=float)
     true = None if truth is None else _fitted_truth(adata, truth, z)
     shown = check_dims(range(1, min(z.shape[1], 4) + 1) if dims is None else dims, z.shape[1], key)
     panels = new_panels(len(shown), figsize) if axes is None else given_panels(axes, len(shown), f"dims={shown}")

@@ -20,7 +20,7 @@ def impute_increment(
     *,
     mode: Literal["filter", "smooth"] = "smooth",
     interval: float | None = None,
-    key: str = "increment",
+    key: str | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Fill in the days without a report, with each unit's own dynamics.
@@ -35,7 +35,7 @@ def impute_increment(
     interval
         Probability of intervals to be written as well, such as .9.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     copy
         Work on a copy and return it.
 
@@ -67,6 +67,7 @@ def impute_increment(
     """
     if interval is not None:
         check_probability(interval)
+    key = get.increment_slots(adata, key).key
     panel = read_fitted_panel(adata, key)
     filled = impute(get.model(adata, key), panel, mode=mode, interval=interval)
     if copy:

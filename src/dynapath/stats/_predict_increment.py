@@ -26,7 +26,7 @@ def predict_increment(
     future_covariates: AnnData | Mapping[str, ArrayLike | pd.DataFrame] | Literal["carry"] | None = None,
     interval: float = 0.9,
     start: Literal["state", "locf"] = "state",
-    key: str = "increment",
+    key: str | None = None,
 ) -> pd.DataFrame:
     """Forecast every unit from the last day of its fit.
 
@@ -47,7 +47,7 @@ def predict_increment(
         `"state"`: from the state of the last day, which the model has filled in if there was no report. `"locf"`: from the
         last report carried forward, as in the publication.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
 
     Returns
     -------
@@ -78,6 +78,7 @@ def predict_increment(
         msg = f"horizon must be a positive number of days; it is {horizon!r}."
         raise ValueError(msg)
     check_probability(interval)
+    key = get.increment_slots(adata, key).key
     panel = read_fitted_panel(adata, key)
     dynamics = get.model(adata, key)
     ahead = forecast(

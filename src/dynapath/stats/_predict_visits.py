@@ -21,7 +21,7 @@ def predict_visits(
     given: Literal["all"] | int = "all",
     interval: float = 0.9,
     subjects: AnnData | None = None,
-    key: str = "latent_dynamics",
+    key: str | None = None,
     dynamics: Any = None,
 ) -> pd.DataFrame:
     """Items of every subject at `times`, from its first visits.
@@ -41,7 +41,7 @@ def predict_visits(
     subjects
         Visits of other subjects, with the items and baseline columns of the fit in any order; by default those in `adata`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     dynamics
         The dynamics of the fit, if they were an object of your own.
 

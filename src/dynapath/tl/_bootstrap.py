@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def bootstrap(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     n_bootstrap: int = 50,
     random_state: int | None = 0,
     copy: bool = False,
@@ -40,7 +40,7 @@ def bootstrap(
         The AnnData that was fitted, with all its cells; a subset would give the bands of a smaller experiment. The bands stay
         readable in subsets afterwards.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     n_bootstrap
         Number of draws, at least 2. Bands follow from standard deviations: 50 draws know those to 10 %.
     random_state
@@ -79,6 +79,7 @@ def bootstrap(
         msg = "n_bootstrap must be at least 2; it is 0."
         raise ValueError(msg)
     slots = get.cell_slots(adata, key)
+    key = slots.key
     params = adata.uns[key]["params"]
     n_fitted = int(params.get("n_cells", adata.n_obs))
     if adata.n_obs != n_fitted:

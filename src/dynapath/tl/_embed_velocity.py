@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def embed_velocity(
-    adata: AnnData, *, basis: str = "umap", key: str = "dynvae", n_neighbors: int = 30, copy: bool = False
+    adata: AnnData, *, basis: str = "umap", key: str | None = None, n_neighbors: int = 30, copy: bool = False
 ) -> AnnData | None:
     """Arrows in an embedding: where it shows the cells to be heading.
 
@@ -26,7 +26,7 @@ def embed_velocity(
     basis
         Name of the embedding: `"umap"` for `obsm["X_umap"]`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     n_neighbors
         Neighbours in the latent space from which the embedding's derivative is estimated. Many average over its bends,
         few follow its noise.
@@ -69,6 +69,7 @@ def embed_velocity(
     (600, 2)
     """
     names = get.cell_slots(adata, key)
+    key = names.key
     name, embedding = get.embedding(adata, basis)
     bad = ~np.isfinite(embedding).all(1)
     if bad.any():

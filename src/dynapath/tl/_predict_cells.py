@@ -41,7 +41,7 @@ def predict_cells(
     times: float | Sequence[float],
     n_cells: int = 500,
     source: str | ArrayLike = "neighbours",
-    key: str = "dynvae",
+    key: str | None = None,
     random_state: int | None = 0,
 ) -> AnnData:
     """Cells, with counts, at times that need not have been observed.
@@ -60,7 +60,7 @@ def predict_cells(
         samples of the mixture (only from the first snapshot on). Or cells of your own: a boolean mask over the rows or
         a list of `obs_names`.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     random_state
         Seed; the session's random state is not touched.
 
@@ -83,6 +83,7 @@ def predict_cells(
     ValueError : for times that are not finite, an empty source, or ambiguous names.
     """
     names = get.cell_slots(adata, key)
+    key = names.key
     params = adata.uns[key]["params"]
     times = np.atleast_1d(in_decimals(times))
     if not len(times) or not np.isfinite(times).all():

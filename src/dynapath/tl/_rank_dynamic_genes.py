@@ -29,7 +29,7 @@ _GRID = 15
 def rank_dynamic_genes(
     adata: AnnData,
     *,
-    key: str = "dynvae",
+    key: str | None = None,
     times: ArrayLike | None = None,
     groups: str | int | Sequence[str | int] | None = None,
     level: float = 0.9,
@@ -49,7 +49,7 @@ def rank_dynamic_genes(
     adata
         With a fit of counts under `key`, best with a bootstrap (:func:`dynapath.tl.bootstrap`) or several members.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     times
         None ranks by the largest change over the observed course. Times, in the unit of the data, rank by the relative rate
         of change at each of them.
@@ -107,6 +107,7 @@ def rank_dynamic_genes(
     if not (np.isfinite(pseudocount) and pseudocount >= 0):
         msg = f"pseudocount must not be negative; it is {pseudocount!r}. 0 adds nothing, 1 is the default."
         raise ValueError(msg)
+    key = get.cell_slots(adata, key).key
     fitted = get.dynamics(adata, key)
     chosen = _chosen_groups(groups, fitted.n_groups)
     first, last = fitted.observed_times[[0, -1]]

@@ -11,7 +11,7 @@ from dynapath import get
 from dynapath.models._random import concrete_seed, isolated_seed
 
 
-def sample_posterior(adata: AnnData, *, key: str = "vae", random_state: int | None = 0) -> AnnData:
+def sample_posterior(adata: AnnData, *, key: str | None = None, random_state: int | None = 0) -> AnnData:
     """Every cell measured again: a state from its posterior, values from the decoder (posterior predictive).
 
     Parameters
@@ -19,7 +19,7 @@ def sample_posterior(adata: AnnData, *, key: str = "vae", random_state: int | No
     adata
         With a fit of :func:`dynapath.tl.fit_vae` under `key`, and the values it was fitted to.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     random_state
         Seed; the session's random state is not touched. Draw with several for several replicates.
 
@@ -32,7 +32,7 @@ def sample_posterior(adata: AnnData, *, key: str = "vae", random_state: int | No
     ------
     KeyError : without a fit under `key`.
     """
-    get.vae_slots(adata, key)
+    key = get.vae_slots(adata, key).key
     model = get.model(adata, key)
     with isolated_seed(concrete_seed(random_state)):
         values = model.posterior_predictive_sample(n_samples=1, silent=True).todense().astype(np.float32)

@@ -22,7 +22,7 @@ def sample_prior(
     *,
     n_cells: int = 500,
     batch: str | None = None,
-    key: str = "vae",
+    key: str | None = None,
     random_state: int | None = 0,
 ) -> AnnData:
     """New cells from the model itself: states from the prior, values from the decoder.
@@ -37,7 +37,7 @@ def sample_prior(
     batch
         Draw cells of this batch only; by default of all batches in their shares.
     key
-        `key_added` of the fit.
+        `key_added` of the fit; by default the only one, or of several that under the standard name.
     random_state
         Seed; the session's random state is not touched.
 
@@ -58,6 +58,7 @@ def sample_prior(
     ValueError : for a number of cells below one, or an unknown batch.
     """
     names = get.vae_slots(adata, key)
+    key = names.key
     params = adata.uns[key]["params"]
     if n_cells < 1:
         msg = f"n_cells must be at least 1; it is {n_cells}."

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from dynapath._names import as_text
+from dynapath.get import find_fit
 from dynapath.read.program import read_arguments
 from dynapath.write import ESTIMATE
 
@@ -353,7 +354,7 @@ class Estimate:
 
     @classmethod
     def from_adata(
-        cls, adata: AnnData, key: str = "estimate", *, program: Callable[..., Tensor] | None = None
+        cls, adata: AnnData, key: str | None = None, *, program: Callable[..., Tensor] | None = None
     ) -> Estimate:
         """From the slots in which :func:`dynapath.stats.estimate` left it, for the units of this AnnData.
 
@@ -367,11 +368,8 @@ class Estimate:
         KeyError : if there is no estimate under `key`.
         ValueError : if a unit was not among those of the fit.
         """
-        fit = adata.uns.get(key)
-        if not isinstance(fit, Mapping) or fit.get("kind") != ESTIMATE:
-            there = [name for name, f in adata.uns.items() if isinstance(f, Mapping) and f.get("kind") == ESTIMATE]
-            msg = f"uns has no estimate under {key!r}; there are {', '.join(there) or 'none'}. Run dp.stats.estimate(program, adata, ...) first."
-            raise KeyError(msg)
+        key = find_fit(adata, key, (ESTIMATE,))
+        fit = adata.uns[key]
         found = cls.from_arrays(fit["state"])
         if found.per_unit:
             rows = as_text(found.units).get_indexer(as_text(adata.obs_names))
