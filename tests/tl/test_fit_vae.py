@@ -305,7 +305,9 @@ def test_replicates_keep_the_cells_and_their_depth(fitted, simulated):
 
 def test_without_a_fit_there_is_nothing_to_draw_from(simulated):
     for draw in (dp.tl.sample_prior, dp.tl.sample_posterior):
-        with pytest.raises(KeyError, match=r"there is no fit in this AnnData\. Run dp\.tl\.fit_vae\(adata, \.\.\.\) first"):
+        with pytest.raises(
+            KeyError, match=r"there is no fit in this AnnData\. Run dp\.tl\.fit_vae\(adata, \.\.\.\) first"
+        ):
             draw(simulated)
 
 

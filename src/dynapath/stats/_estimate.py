@@ -89,7 +89,8 @@ def estimate(
     shared
         Arrays in a dict of data that are the same for all units.
     simulate
-        `simulate(params, **data)` that draws the data of one unit, for `se="bootstrap"` of likelihoods.
+        `simulate(params, **data)` that draws the data of one unit, for `se="bootstrap"` of likelihoods, and for
+        :meth:`Estimate.bootstrap` afterwards.
     n_bootstrap
         Number of simulated data sets.
     n_restarts
@@ -139,6 +140,9 @@ def estimate(
     array([0.5, 1. , 2. ])
     """
     _check_choices(per, kind, se, pooling, n_restarts, max_iter, simulate)
+    if learning_rate is not None and not learning_rate > 0:
+        msg = f"learning_rate must be positive; it is {learning_rate!r}."
+        raise ValueError(msg)
     adata = data if isinstance(data, AnnData) else None
     if adata is not None and key_added is not None:
         write.check_key_is_free(adata, key_added, kinds=(write.ESTIMATE,))
@@ -149,6 +153,9 @@ def estimate(
     seed = concrete_seed(random_state)
     problem, start = checked(program, arguments, parameters, kind, seed)
     method = method_of(problem, method)
+    if learning_rate is not None and method != "adam":
+        msg = f"learning_rate={learning_rate!r} is the first step of method='adam'; method={method!r} finds its own steps. Leave it out."
+        raise ValueError(msg)
     if problem.seed is not None:
         se = None  # the loss is not the same twice, and has no Hessian
     if pooled and method in ("lbfgs", "adam"):
@@ -207,6 +214,7 @@ def estimate(
         shared=common,
         history=found.history,
         problem=problem,
+        simulate=simulate,
     )
     if adata is not None and key_added is not None:
         _write(adata, key_added, result, slots)

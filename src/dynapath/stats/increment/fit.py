@@ -93,6 +93,12 @@ def fit(
     modes = modes_of(pooling, panel.coefficients)
     weights = weights or ("gap" if (modes == "partial").any() and loss == "squared" else "equal")
     check_choices(modes, method, weights, loss, sigma, se, refits=bias_correction or se == "bootstrap")
+    if learning_rate is not None and method not in ("gd", "adam"):
+        msg = f"learning_rate={learning_rate!r} is the step of method='gd' or 'adam'; method={method!r} finds its own. Leave it out."
+        raise ValueError(msg)
+    if bootstrap is not None and not (bias_correction or se == "bootstrap"):
+        msg = f"bootstrap={bootstrap!r} says how refits are made, but se={se!r} makes none. Use se='bootstrap' or bias_correction=True."
+        raise ValueError(msg)
     check_counts(panel, loss if isinstance(loss, str) else "")
     steps = max_iter if max_iter is not None else MAX_ITER_OF[method]
     problem = Problem(

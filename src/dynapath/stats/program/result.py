@@ -75,6 +75,7 @@ class Estimate:
     shared: Shared | None = None
     history: Float[NDArray, "step unit"] | None = field(default=None, repr=False)
     problem: Problem | None = field(default=None, repr=False)
+    simulate: Callable[..., Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     @property
     def per_unit(self) -> bool:
@@ -267,7 +268,8 @@ class Estimate:
             Number of simulated data sets.
         simulate
             `simulate(params, **data)` returns a dict with the simulated data of one unit, drawn with torch (`torch.normal`,
-            `torch.poisson`, ...). Not needed for `kind="residuals"`: there normal noise of the estimated variance is added.
+            `torch.poisson`, ...); by default that of the fit. Not needed for `kind="residuals"`: there normal noise of the
+            estimated variance is added.
         random_state
             Seed.
 
@@ -276,7 +278,8 @@ class Estimate:
         One row per data set, unit and number: `replicate`, `unit` (with `per="unit"`), `parameter`, `estimate`, `status`.
         """
         self._needs_program("bootstrap")
-        draws, status = bootstrap_draws(self.problem, self.free, self.sigma2, self.settings, n, simulate, random_state)
+        draw = self.simulate if simulate is None else simulate
+        draws, status = bootstrap_draws(self.problem, self.free, self.sigma2, self.settings, n, draw, random_state)
         values = self.parameters.natural(draws.reshape(-1, self.parameters.k))
         p, n_units = len(self.elements), len(self.units)
         table = {"replicate": np.repeat(np.arange(n), n_units * p)}
