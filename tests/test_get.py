@@ -186,3 +186,19 @@ def test_what_is_not_a_fit_is_not_taken_for_one(fitted):
     cells.uns["mine"] = {"kind": "of my own"}
     with pytest.raises(KeyError, match="fits present: dynvae, rep"):
         dp.get.dynamics(cells, "mine")
+
+
+def test_convergence_says_what_moved_and_how_far_it_may(fitted):
+    table = dp.get.convergence(fitted, "dynvae")
+    assert list(table.columns) == ["what", "change", "limit"]
+    assert list(table["what"]) == ["groups", "paths", "states", "predictions"]
+    # So few epochs say nothing.
+    assert table["change"].isna().all()
+    pd.testing.assert_frame_equal(dp.get.convergence(fitted), table)
+
+
+def test_a_fit_of_an_earlier_version_has_no_convergence(fitted):
+    old = fitted.copy()
+    del old.uns["dynvae"]["convergence"]
+    with pytest.raises(KeyError, match="earlier version"):
+        dp.get.convergence(old, "dynvae")
