@@ -122,9 +122,9 @@ def test_a_field_that_ends_with_the_range_is_solved_to_its_end():
 
 def test_gradients_pass_through_adaptive_solutions_and_their_times():
     a, start = A.clone().requires_grad_(), u0.clone().requires_grad_()
-    when = torch.tensor([0.4, 1.0, 0.4], dtype=torch.float64, requires_grad=True)
-    solve = lambda a, u, t: dp.dynamics.solve(lambda _, x: a @ x, u, t, method="dopri5", rtol=1e-10, atol=1e-12)
-    assert gradcheck(solve, (a, start, when), atol=1e-4)
+    when = torch.tensor([0.2, 0.3, 0.2], dtype=torch.float64, requires_grad=True)
+    solve = lambda a, u, t: dp.dynamics.solve(lambda _, x: a @ x, u, t, method="bosh3", rtol=1e-7, atol=1e-9)
+    assert gradcheck(solve, (a, start, when), eps=1e-4, atol=1e-4, rtol=1e-4, fast_mode=True)
 
 
 def test_times_that_are_not_finite_are_refused():
