@@ -255,7 +255,8 @@ class FittedVisitVAE:
         if cov is None:
             return later, torch.full_like(later, torch.nan)
         Phi, _ = linearised(self.model.dynamics, dt, theta, z[None])
-        return later, (Phi[0] @ cov @ Phi[0].mT).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        Phi = Phi[0].to(cov.dtype)
+        return later, (Phi @ cov @ Phi.mT).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
     def means(self, z: torch.Tensor) -> torch.Tensor:
         """Means of the items in states `z`, on the scale of the model; probabilities of Bernoulli items."""
