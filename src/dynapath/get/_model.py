@@ -38,7 +38,7 @@ def model(
 
     Returns
     -------
-    A :class:`dynapath.models.DynamicVAE` on these cells; for a fit with several members a
+    A :class:`dynapath.models.DynamicVAE` on these cells, whose methods read other AnnData as the fit read this one; for a fit with several members a
     :class:`dynapath.models.Ensemble` of them; for a fit with `use_rep` its :class:`dynapath.dynamics.GroupDynamics`.
     For a fit of :func:`dynapath.tl.fit_vae` its :class:`dynapath.models.CountVAE` or `LinearCountVAE` on these cells.
     For a fit of latent dynamics of visits a `VisitModel`, as from :func:`visit_model`.
@@ -88,17 +88,23 @@ def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int)
     from dynapath.models import DynamicVAE, Prior, Training
     from dynapath.read.counts import Remembered, read_snapshots
 
-    check_genes(adata, strings(params["genes"]), key)
-    snapshots = read_snapshots(
-        adata,
-        **{name: params.get(name) for name in ("time_key", "layer", "batch_key", "labels_key", "size_factor_key")},
-        remembered=Remembered(strings(params.get("batches", ())), strings(params.get("group_labels", ()))),
-    )
-    data, columns = snapshots.to_anndata()
+    keys = {name: params.get(name) for name in ("time_key", "layer", "batch_key", "labels_key", "size_factor_key")}
+    remembered = Remembered(strings(params.get("batches", ())), strings(params.get("group_labels", ())))
+
+    def read(cells: AnnData) -> tuple[AnnData, dict[str, str]]:
+        check_genes(cells, strings(params["genes"]), key)
+        return read_snapshots(cells, **keys, remembered=remembered).to_anndata(cells)
+
+    data, columns = read(adata)
     # Registering samples the counts and fresh networks draw weights: not from the session's random state.
     with isolated_seed(0):
-        DynamicVAE.setup_anndata(data, **columns, observed_times=np.asarray(params["observed_times"]).tolist())
-        return [
+        DynamicVAE.setup_anndata(
+            data,
+            **columns,
+            observed_times=np.asarray(params["observed_times"]).tolist(),
+            size_unit=float(params.get("size_unit", 1.0)),
+        )
+        untrained = [
             DynamicVAE(
                 data,
                 n_groups=int(params["n_groups"]),
@@ -111,3 +117,6 @@ def _untrained(adata: AnnData, key: str, params: Mapping[str, Any], copies: int)
             )
             for _ in range(copies)
         ]
+    for model in untrained:
+        model.read_with(lambda cells: read(cells)[0])
+    return untrained

@@ -69,18 +69,24 @@ def count_vae(adata: AnnData, key: str) -> CountVAE | LinearCountVAE:
     key = find_fit(adata, key, (VAE,))
     fit = adata.uns[key]
     params: Mapping[str, Any] = fit["params"]
-    check_genes(adata, strings(params["genes"]), key)
     given = {name: params.get(name) for name in ("layer", "batch_key", "labels_key", "size_factor_key")}
     likelihood, library = str(params["likelihood"]), str(params["library"])
-    cells = read_cells(
-        adata,
-        likelihood=likelihood,
-        **given,
-        needs_library=library != "none",
-        batches=strings(params["batches"]) if "batches" in params else None,
-        labels=strings(params["labels"]) if "labels" in params else None,
-    )
-    data, columns = cells.to_anndata()
+
+    def read(cells: AnnData) -> tuple[AnnData, dict[str, str]]:
+        check_genes(cells, strings(params["genes"]), key)
+        found = read_cells(
+            cells,
+            likelihood=likelihood,
+            **given,
+            needs_library=library != "none",
+            batches=strings(params["batches"]) if "batches" in params else None,
+            labels=strings(params["labels"]) if "labels" in params else None,
+        )
+        return found.to_anndata(cells)
+
+    data, columns = read(adata)
+    if given["size_factor_key"] is not None:
+        columns["size_unit"] = float(params.get("size_unit", 1.0))
     model_class = LinearCountVAE if params["decoder"] == "linear" else CountVAE
     penalty, supervision = params.get("latent_penalty"), params.get("supervision")
     # Registering samples the values and fresh networks draw weights: not from the session's random state.
@@ -98,4 +104,5 @@ def count_vae(adata: AnnData, key: str) -> CountVAE | LinearCountVAE:
             supervision=None if supervision is None else Supervision(**plain(supervision)),
         )
     model.load_arrays(fit["state"])
+    model.read_with(lambda cells: read(cells)[0])
     return model

@@ -19,6 +19,7 @@ from scvi.module.base import LossOutput
 from scvi.nn import LinearDecoderSCVI
 from torch import Tensor, nn
 
+from ._inherited import MarginalModule
 from .latent_cost import Edges, tsne_cost, umap_cost, undirected
 from .neighbours import Neighbours, curve_parameters
 from .vae_options import LatentPenalty, Supervision
@@ -117,13 +118,15 @@ class LinearRawDecoder(LinearDecoderSCVI):
         return raw, None, raw, None
 
 
-class _ShapedLoss:
+class _ShapedLoss(MarginalModule):
     """What both modules have in common; comes before a module of scvi-tools among the bases."""
 
     head: Head
     scaled: bool
     shape: Shape
     stage: Stage = "joint"
+    # What size factors are divided by.
+    size_unit: float = 1.0
 
     def generative(
         self, z: Tensor, library: Tensor, batch_index: Tensor, *, transform_batch: Tensor | None = None, **kwargs: Any
@@ -132,6 +135,9 @@ class _ShapedLoss:
         if not self.scaled:
             library = torch.zeros_like(library)
         outputs = super().generative(z, library, batch_index, transform_batch=transform_batch, **kwargs)
+        if self.use_size_factor_key and self.head == "counts":
+            # Proportions are per unit of what was measured.
+            outputs["px"].scale = outputs["px"].scale / self.size_unit
         if self.head == "bernoulli":
             mean = outputs["px"].loc
             outputs["px"] = Bernoulli(logits=mean.log() if self.scaled else mean)
@@ -151,12 +157,19 @@ class _ShapedLoss:
         terms, total = self.shape.terms(inference_outputs["qz"].loc, tensors[CELL_KEY].flatten().long())
         return replace(output, loss=total if self.stage == "encoder" else output.loss + total, extra_metrics=terms)
 
+    def log_size(self, library: Tensor) -> Tensor:
+        """Logarithm of libraries or size factors, as they were measured, in the unit in which networks take them."""
+        return (library.double() / self.size_unit).float().log()
+
     def set_stage(self, stage: Stage) -> None:
         """`"encoder"`: its means learn the target; `"decoder"`: they are fixed, the rest learns; `"joint"`: all at once."""
+        if self.stage == "joint":
+            # What is fixed for other reasons, as in a model that is adapted to new data, stays fixed.
+            self._learned = [p for p in self.parameters() if p.requires_grad]
         self.stage = stage
         means = [*self.z_encoder.encoder.parameters(), *self.z_encoder.mean_encoder.parameters()]
         own = {id(p) for p in means}
-        for p in self.parameters():
+        for p in self._learned:
             p.requires_grad_(stage == "joint" or (id(p) in own) == (stage == "encoder"))
 
     def train(self, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dynapath.dynamics.mixture import Growth, LinearMixture, marginal_log_prob
 
+from ._inherited import MarginalModule
 from .options import Prior
 
 TIME_KEY = "dynapath_time"
@@ -34,10 +35,23 @@ class CountDecoder(DecoderSCVI):
     With `skip`, logits = W z + shift of the batch + network(z, batch). The network starts at zero and its output weights are
     penalised (`nonlinearity`), so it corrects what a log-linear model cannot explain: beyond the training cells, where a
     network is arbitrary, the linear part rules. Heads that the likelihood does not use are left out.
+
+    Libraries come in units of `size_unit`, which only size factors have; proportions are per unit of what was measured.
     """
 
-    def __init__(self, n_input: int, n_output: int, *, n_batch: int, skip: bool, zero_inflated: bool, **kwargs: Any):
+    def __init__(
+        self,
+        n_input: int,
+        n_output: int,
+        *,
+        n_batch: int,
+        skip: bool,
+        zero_inflated: bool,
+        size_unit: float = 1.0,
+        **kwargs: Any,
+    ):
         super().__init__(n_input, n_output, n_cat_list=[n_batch], **kwargs)
+        self.size_unit = size_unit
         del self.px_r_decoder
         if not zero_inflated:
             del self.px_dropout_decoder
@@ -73,10 +87,11 @@ class CountDecoder(DecoderSCVI):
         if self.shift is not None:
             logits = logits + self.shift(batch.long().squeeze(-1))
         scale = activation(logits)
-        return scale, None, library.exp() * scale, self.px_dropout_decoder(hidden) if self.zero_inflated else None
+        zeros = self.px_dropout_decoder(hidden) if self.zero_inflated else None
+        return scale / self.size_unit, None, library.exp() * scale, zeros
 
 
-class DynamicVAEModule(VAE):
+class DynamicVAEModule(MarginalModule, VAE):
     """See the head of this file.
 
     Parameters
@@ -87,6 +102,8 @@ class DynamicVAEModule(VAE):
         Group of each label code, -1 for cells whose group is unknown.
     decoder
         `"skip"` or `"mlp"`.
+    size_unit
+        What size factors are divided by.
     kwargs
         Of :class:`scvi.module.VAE`.
     """
@@ -100,10 +117,12 @@ class DynamicVAEModule(VAE):
         prior: Prior | None = None,
         label_to_group: tuple[int, ...] | None = None,
         decoder: Literal["skip", "mlp"] = "skip",
+        size_unit: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(n_input, **kwargs)
         options = prior or Prior()
+        self.size_unit = size_unit
         # The library is observed; an unused encoder would only trouble distributed training.
         self.l_encoder = None
         # A Poisson distribution has no dispersion.
@@ -115,6 +134,7 @@ class DynamicVAEModule(VAE):
             skip=decoder == "skip",
             zero_inflated=self.gene_likelihood == "zinb",
             n_batch=self.n_batch,
+            size_unit=size_unit,
             n_layers=self.n_layers,
             n_hidden=self.n_hidden,
             inject_covariates=kwargs.get("deeply_inject_covariates", True),
@@ -149,14 +169,20 @@ class DynamicVAEModule(VAE):
         Parameters
         ----------
         proportion
-            Mean of each gene as a share of the library (or per unit of the size factor).
+            Mean of each gene as a share of the library (or per size factor of `size_unit`).
         dispersion
             Squared biological coefficient of variation of each gene, the inverse of theta.
         """
         bias = self.decoder.px_scale_decoder[0].bias
-        bias.copy_(torch.expm1(proportion).log() if self.use_size_factor_key else proportion.log())
+        # The inverse of softplus without expm1(p), which overflows above 88 in single precision.
+        inverse = proportion + (-torch.expm1(-proportion)).log() if self.use_size_factor_key else proportion.log()
+        bias.copy_(inverse)
         log_theta = -dispersion.log()
         self.px_r.copy_(log_theta if self.px_r.dim() == 1 else log_theta.unsqueeze(-1).expand_as(self.px_r))
+
+    def log_size(self, library: Tensor) -> Tensor:
+        """Logarithm of libraries or size factors, as they were measured, in the unit in which networks take them."""
+        return (library.double() / self.size_unit).float().log()
 
     def start_from_mixture(self, mixture: LinearMixture) -> None:
         """Let the prior be this mixture, whatever its number of groups."""
@@ -179,6 +205,16 @@ class DynamicVAEModule(VAE):
         """Known groups of cells by their label codes, or None where no labels were given."""
         return None if self.label_to_group is None else self.label_to_group[labels.long().flatten()]
 
+    def log_prior(self, z: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """log p(z | t), and with the group where it is known, of states (cell, latent) or (sample, cell, latent)."""
+        if self.phase == "static":
+            return super().log_prior(z, tensors)
+        times, time_index = torch.unique(tensors[TIME_KEY].flatten(), return_inverse=True)
+        groups = self.groups_of(tensors[REGISTRY_KEYS.LABELS_KEY])
+        n = z.shape[:-2].numel()
+        joint = self.prior.at(times).joint_log_prob(z.reshape(-1, z.shape[-1]), time_index.repeat(n))
+        return marginal_log_prob(joint, None if groups is None else groups.repeat(n)).reshape(z.shape[:-1])
+
     def loss(
         self,
         tensors: dict[str, Tensor],
@@ -192,10 +228,7 @@ class DynamicVAEModule(VAE):
             output = super().loss(tensors, inference_outputs, generative_outputs, kl_weight=kl_weight)
             return replace(output, loss=output.loss + decoder, extra_metrics={"decoder": decoder})
         z, qz = inference_outputs["z"], inference_outputs["qz"]
-        times, time_index = torch.unique(tensors[TIME_KEY].flatten(), return_inverse=True)
-        joint = self.prior.at(times).joint_log_prob(z, time_index)
-        log_prior = marginal_log_prob(joint, self.groups_of(tensors[REGISTRY_KEYS.LABELS_KEY]))
-        kl = qz.log_prob(z).sum(-1) - log_prior
+        kl = qz.log_prob(z).sum(-1) - self.log_prior(z, tensors)
         reconstruction = -generative_outputs["px"].log_prob(tensors[REGISTRY_KEYS.X_KEY]).sum(-1)
         ridge = self.ridge * self.prior.ridge_penalty()
         growth = self.growth_penalty * self.prior.growth_penalty()

@@ -24,6 +24,8 @@ from dynapath.dynamics.changes import Convergence
 from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._count_module import CELL_KEY, CountModule, LinearCountModule
+from ._inherited import CarefulModel
+from ._size_factor_field import SizeFactorField, unit_of
 from ._training import EpochPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
 from .convergence import TraceWeights, convergence_of
 from .neighbours import principal_components, tsne_neighbours, umap_neighbours
@@ -69,7 +71,7 @@ class EndExaggeration(Callback):
         self.shape.exaggerated = trainer.current_epoch < self.n_epochs
 
 
-class _ShapedVAE:
+class _ShapedVAE(CarefulModel):
     """What both models have in common; comes before a model of scvi-tools among the bases."""
 
     _training_plan_cls = EpochPlan
@@ -257,7 +259,8 @@ class _ShapedVAE:
         if self.library_ == "none":
             return None
         if self.module.use_size_factor_key:
-            return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float).ravel()
+            given = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float)
+            return given.ravel() * self.module.size_unit
         return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY).sum(1), dtype=float).ravel()
 
     @torch.no_grad()
@@ -291,7 +294,7 @@ class _ShapedVAE:
                 library = None if sizes is None else sizes[origin]
                 log_library = torch.zeros(len(origin), 1)
                 if library is not None:
-                    log_library = torch.as_tensor(library, dtype=torch.float32).log().reshape(-1, 1)
+                    log_library = self.module.log_size(torch.as_tensor(library)).reshape(-1, 1)
             values = []
             for start in range(0, len(origin), chunk):
                 part = slice(start, start + chunk)
@@ -394,6 +397,7 @@ class CountVAE(_ShapedVAE, SCVI):
             extra_decoder_kwargs=side("decoder"),
             **self._module_options(),
         )
+        self.module.size_unit = unit_of(self.registry_)
         self._model_summary_string = _summary("Count VAE", self, n_latent)
         self.init_params_ = self._get_init_params(locals())
 
@@ -406,12 +410,14 @@ class CountVAE(_ShapedVAE, SCVI):
         labels_key: str | None = None,
         size_factor_key: str | None = None,
         *,
+        size_unit: float | None = None,
         counts: bool = True,
         **kwargs: Any,
     ) -> None:
         """Register values, as :meth:`scvi.model.SCVI.setup_anndata` does, and the rows.
 
-        With `counts=False`, scvi-tools does not warn of values that are no counts.
+        Size factors are divided by `size_unit`, by default their mean, so that their unit does not matter. With
+        `counts=False`, scvi-tools does not warn of values that are no counts.
         """
         with _warnings_of_values(shown=counts):
             super().setup_anndata(
@@ -422,7 +428,12 @@ class CountVAE(_ShapedVAE, SCVI):
                 size_factor_key=size_factor_key,
                 **kwargs,
             )
-        cls._get_most_recent_anndata_manager(adata).register_new_fields([CellField()])
+        fields = [CellField()]
+        if size_factor_key is not None:
+            # A model that is loaded keeps its own.
+            source = kwargs.get("source_registry")
+            fields.append(SizeFactorField(size_factor_key, size_unit if source is None else unit_of(source)))
+        cls._get_most_recent_anndata_manager(adata).register_new_fields(fields)
 
 
 class LinearCountVAE(_ShapedVAE, LinearSCVI):

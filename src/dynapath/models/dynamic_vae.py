@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, vstack
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
+from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.model.base import BaseModelClass, RNASeqMixin, UnsupervisedTrainingMixin, VAEMixin
 
 from dynapath._threads import threads_for
@@ -30,6 +30,8 @@ from dynapath.models._random import concrete_seed, isolated_seed
 
 from ._dynamic_module import TIME_KEY, DynamicVAEModule
 from ._finish_decoder import finish_decoder, shrink_slopes
+from ._inherited import CarefulModel
+from ._size_factor_field import SizeFactorField, unit_of
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
 from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
@@ -41,7 +43,7 @@ from .weight_trace import WeightTrace
 UNLABELLED = "unlabelled"
 
 
-class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class DynamicVAE(CarefulModel, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     """Count VAE whose prior is a mixture of group-specific linear dynamics in the time of the snapshots.
 
     An scvi-tools model: `setup_anndata`, `train`, `get_latent_representation`, `get_normalized_expression`, `save` and
@@ -100,6 +102,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             "use_batch_norm": "none",
             "use_layer_norm": "both",
             "use_size_factor_key": setup.get("size_factor_key") is not None,
+            "size_unit": unit_of(self.registry_),
             "label_to_group": self._label_codes_to_groups(),
             **(module_kwargs or {}),
         }
@@ -129,6 +132,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         labels_key: str | None = None,
         size_factor_key: str | None = None,
         observed_times: Sequence[float] | None = None,
+        size_unit: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Register counts and times.
@@ -148,13 +152,15 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             the other categories.
         observed_times
             The times that set the model's time scale; by default those in `adata`.
+        size_unit
+            What size factors are divided by, so that their unit does not matter; by default their mean.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
+            SizeFactorField(size_factor_key, size_unit),
             TimeField(TIME_KEY, time_key, observed_times),
         ]
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
@@ -255,8 +261,8 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
 
     def _start_from_genes(self, chunk: int = 1024) -> None:
         """Means and dispersions of the genes, for the decoder to start from: one pass over the counts, in chunks."""
-        counts = csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-        size = self.library_sizes()
+        counts = self.counts()
+        size = self.library_sizes() / self.module.size_unit
         n_cells, n_genes = counts.shape
         # A tenth of a count keeps silent genes finite.
         proportion = np.maximum(np.asarray(counts.sum(0)).ravel(), 0.1) / size.sum()
@@ -408,10 +414,10 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             return
         mean, variance = (torch.as_tensor(value) for value in self.get_latent_representation(return_dist=True))
         cells = (
-            csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
+            self.counts(),
             mean,
             variance,
-            torch.as_tensor(self.library_sizes(), dtype=torch.float32),
+            torch.as_tensor(self.library_sizes() / self.module.size_unit, dtype=torch.float32),
             torch.as_tensor(self.batch_codes()),
         )
         finish_decoder(self.module, *cells, n_steps=options.finish_steps)
@@ -460,8 +466,13 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
     def library_sizes(self) -> NDArray[np.float64]:
         """What each registered cell is scaled by: its size factor, or its total counts."""
         if self.module.use_size_factor_key:
-            return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float).ravel()
+            given = np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.SIZE_FACTOR_KEY), dtype=float)
+            return given.ravel() * self.module.size_unit
         return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY).sum(1), dtype=float).ravel()
+
+    def counts(self) -> csr_matrix:
+        """Counts of the registered cells (cell, gene)."""
+        return csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
 
     def batch_codes(self) -> NDArray[np.int64]:
         """Batch of each registered cell, as the decoder takes it."""
@@ -495,14 +506,15 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
         -------
         Sparse float32 (cell, gene); integers unless `expected`.
         """
-        z, library = np.asarray(z, dtype=np.float32), np.asarray(library, dtype=np.float32).reshape(-1, 1)
+        z, library = np.asarray(z, dtype=np.float32), np.asarray(library, dtype=float).reshape(-1, 1)
+        log_sizes = self.module.log_size(torch.as_tensor(library))
         batch = np.zeros(len(z)) if batch is None else np.asarray(batch)
         batch = batch.astype(np.int64).reshape(-1, 1)
         rows = []
         with nullcontext() if random_state is None else isolated_seed(random_state):
             for start in range(0, len(z), chunk):
                 part = slice(start, start + chunk)
-                log_size = torch.as_tensor(library[part]).log()
+                log_size = log_sizes[part]
                 outputs = self.module.generative(
                     torch.as_tensor(z[part]), log_size, torch.as_tensor(batch[part]), size_factor=log_size
                 )
@@ -552,6 +564,12 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             module_kwargs=module_kwargs_of(model),
         )
         check_same_data(model.registry_, ours.registry_)
+        if unit_of(model.registry_) != ours.module.size_unit:
+            msg = (
+                f"model= measures size factors in units of {unit_of(model.registry_):g}, but they are registered in units of "
+                f"{ours.module.size_unit:g}. Use DynamicVAE.setup_anndata(..., size_unit={unit_of(model.registry_):g})."
+            )
+            raise ValueError(msg)
         wanted = {k for k in ours.module.state_dict() if not k.startswith("prior.")}
         ours.module.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in wanted}, strict=False)
         # As scvi-tools leaves a trained module: encoding must not drop units out.
@@ -570,6 +588,7 @@ class DynamicVAE(RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClas
             },
             "module_kwargs": given,
             "observed_times": self.observed_times,
+            "size_unit": self.module.size_unit,
             "batches": self._categories(REGISTRY_KEYS.BATCH_KEY, "batch_key"),
             "group_labels": self.group_labels,
         }

@@ -99,7 +99,7 @@ def last_layer_error(
         Directions of the features that are kept; what further ones would add is next to nothing under their prior.
     """
     z = torch.as_tensor(np.asarray(z), dtype=torch.float32)
-    log_size = torch.as_tensor(np.asarray(library), dtype=torch.float32).reshape(-1, 1).log()
+    log_size = module.log_size(torch.as_tensor(np.asarray(library, dtype=float)).reshape(-1, 1))
     batch = torch.as_tensor(np.asarray(batch)).reshape(-1, 1)
     parts = [slice(start, start + chunk) for start in range(0, len(z), chunk)]
 

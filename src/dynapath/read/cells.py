@@ -15,7 +15,7 @@ from scipy import sparse
 from dynapath._columns import column_of
 from dynapath._names import as_text
 
-from .counts import read_counts
+from .counts import read_counts, to_register
 
 COUNTS = ("nb", "zinb", "poisson")
 
@@ -31,18 +31,13 @@ class Cells:
     cells: pd.Index
     genes: pd.Index
 
-    def to_anndata(self, **obsm: NDArray[np.floating]) -> tuple[AnnData, dict[str, str]]:
-        """An AnnData of its own for scvi-tools to register, sharing the values, and the names of its columns.
+    def to_anndata(self, like: AnnData | None = None) -> tuple[AnnData, dict[str, str]]:
+        """An AnnData of its own for scvi-tools to register, sharing the values, and where in it is what.
 
-        The user's AnnData stays untouched.
+        The user's AnnData stays untouched. With `like`, see :func:`dynapath.read.counts.to_register`.
         """
-        obs = pd.DataFrame(index=self.cells)
-        columns = {}
-        for name, column in (("batch", self.batch), ("labels", self.labels), ("size_factor", self.size_factor)):
-            if column is not None:
-                obs[name] = column
-                columns["labels_key" if name == "labels" else f"{name}_key"] = name
-        return AnnData(X=self.values, obs=obs, var=pd.DataFrame(index=self.genes), obsm=obsm), columns
+        columns = {"batch_key": self.batch, "labels_key": self.labels, "size_factor_key": self.size_factor}
+        return to_register(self.values, self.cells, self.genes, columns, like)
 
 
 def read_cells(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,18 +58,42 @@ class Snapshots:
         assert self.counts is not None
         return np.asarray(self.counts.sum(1), dtype=float).ravel()
 
-    def to_anndata(self) -> tuple[AnnData, dict[str, str]]:
-        """An AnnData of its own for scvi-tools to register, sharing the counts, and the names of its columns.
+    def to_anndata(self, like: AnnData | None = None) -> tuple[AnnData, dict[str, str]]:
+        """An AnnData of its own for scvi-tools to register, sharing the counts, and where in it is what.
 
-        The user's AnnData stays untouched.
+        The user's AnnData stays untouched. With `like`, see :func:`to_register`.
         """
-        obs = pd.DataFrame({"time": self.times}, index=self.cells)
-        columns = {"time_key": "time"}
-        for name, column in (("batch", self.batch), ("labels", self.labels), ("size_factor", self.size_factor)):
-            if column is not None:
-                obs[name] = column
-                columns["labels_key" if name == "labels" else f"{name}_key"] = name
-        return AnnData(X=self.counts, obs=obs, var=pd.DataFrame(index=self.genes)), columns
+        columns = {
+            "time_key": self.times,
+            "batch_key": self.batch,
+            "labels_key": self.labels,
+            "size_factor_key": self.size_factor,
+        }
+        return to_register(self.counts, self.cells, self.genes, columns, like)
+
+
+def to_register(
+    values: Any, cells: pd.Index, genes: pd.Index, columns: Mapping[str, Any], like: AnnData | None = None
+) -> tuple[AnnData, dict[str, str]]:
+    """What was read as an AnnData for scvi-tools to register, and the arguments that say where in it is what.
+
+    Parameters
+    ----------
+    columns
+        What was read for each argument, such as `batch_key`; None is left out.
+    like
+        The AnnData that was read, whose `obs` is kept beside: methods of the model group cells by its columns.
+    """
+    if like is None:
+        obs, prefix = pd.DataFrame(index=cells), ""
+    else:
+        # What scvi-tools wrote for other models is not about this one.
+        obs = like.obs.loc[:, [not str(name).startswith("_scvi") for name in like.obs]].set_axis(cells)
+        prefix = "_dynapath_"
+    where = {name: prefix + name.removesuffix("_key") for name, column in columns.items() if column is not None}
+    for argument, name in where.items():
+        obs[name] = columns[argument]
+    return AnnData(X=values, obs=obs, var=pd.DataFrame(index=genes)), where
 
 
 def read_snapshots(

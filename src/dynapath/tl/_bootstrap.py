@@ -167,9 +167,7 @@ def _refits(
 
 
 def _last_layer(model: DynamicVAE, z: NDArray[np.floating], order: NDArray[np.intp]) -> dict[str, NDArray[np.float32]]:
-    from scipy.sparse import csr_matrix
-
     from dynapath.models.last_layer import last_layer_error
 
-    counts, library, batch = csr_matrix(model.adata.X), model.library_sizes(), model.batch_codes()
+    counts, library, batch = model.counts(), model.library_sizes(), model.batch_codes()
     return last_layer_error(model.module, counts[order], z, library[order], batch[order]).to_arrays()

@@ -352,13 +352,15 @@ def _train_one(
     train_kwargs: dict[str, Any],
     seed: int,
 ) -> _Member:
+    from dynapath.models._size_factor_field import unit_of
     from dynapath.models.dynamic_vae import DynamicVAE
 
     data, columns = snapshots.to_anndata()
     structure = {"n_groups": options["n_groups"], "growth": options["growth"], "prior": prior}
     # Registering, building and encoding draw random numbers too, not only training. Members may have processes of their own.
     with isolated_seed(seed), threads_for(training.batch_size * data.n_vars):
-        DynamicVAE.setup_anndata(data, **columns)
+        # Networks that are taken over measure size factors by their own unit.
+        DynamicVAE.setup_anndata(data, **columns, size_unit=None if model is None else unit_of(model.registry))
         if model is None:
             likelihood = options["likelihood"]
             vae = DynamicVAE(data, n_latent=options["n_latent"], likelihood=likelihood, training=training, **structure)

@@ -199,7 +199,8 @@ def _fit(
         if penalty.use_rep is not None:
             obsm[penalty.use_rep] = read.read_representation(adata, penalty.use_rep)
         said += _check_penalty(penalty, adata.n_obs, options["n_latent"], train_kwargs.get("batch_size"))
-    data, columns = cells.to_anndata(**obsm)
+    data, columns = cells.to_anndata()
+    data.obsm.update(obsm)
     model_class = count_vae.LinearCountVAE if options["decoder"] == "linear" else count_vae.CountVAE
     seed = options["random_state"]
     # Registering, building and encoding draw random numbers too, not only training.
@@ -236,6 +237,7 @@ def _fit(
                 "target": name,
                 "supervision": None if supervision is None else asdict(supervision),
                 "network": asdict(network),
+                "size_unit": vae.module.size_unit,
                 "n_cells": adata.n_obs,
                 "n_epochs": len(history),
                 "genes": list(cells.genes),
