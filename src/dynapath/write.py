@@ -60,15 +60,16 @@ def write_group_dynamics(
     std: NDArray[np.floating],
     velocity: NDArray[np.floating],
     responsibilities: NDArray[np.floating],
+    groups: Sequence[str],
     fit: Mapping[str, Any],
     stages: Mapping[str, NDArray[np.floating]] | None = None,
 ) -> None:
     """Write cell states, groups and the fit itself; whatever stood under `key` before is removed first.
 
-    `stages` are cell states at earlier stages of the training, by name.
+    `stages` are cell states at earlier stages of the training, by name. `groups` are the names of the groups.
     """
     names = DynamicKeys(key)
-    content = for_uns({"schema": SCHEMA, "versions": _versions(), **fit})
+    content = for_uns({"schema": SCHEMA, "versions": _versions(), "groups": list(groups), **fit})
     embedded = adata.uns.get(key, {}).get("embedded", {})
     for slot in [*names.obsm, *names.stages, *map(names.embedded_velocity, embedded)]:
         adata.obsm.pop(slot, None)
@@ -79,7 +80,6 @@ def write_group_dynamics(
     adata.uns.pop(colors_key(names.group), None)
     adata.uns.pop(key, None)
 
-    n_groups = responsibilities.shape[1]
     best = responsibilities.argmax(1)
     prob = responsibilities.max(1)
     adata.obsm[names.latent] = np.asarray(latent, dtype=np.float32)
@@ -88,7 +88,7 @@ def write_group_dynamics(
     adata.obsm[names.groups] = np.asarray(responsibilities, dtype=np.float32)
     for name, z in (stages or {}).items():
         adata.obsm[names.stage(name)] = np.asarray(z, dtype=np.float32)
-    adata.obs[names.group] = pd.Categorical(best.astype(str), categories=[str(k) for k in range(n_groups)])
+    adata.obs[names.group] = pd.Categorical.from_codes(best, categories=list(groups))
     adata.obs[names.prob] = prob
     adata.obs[names.undetermined] = prob < UNDETERMINED_BELOW
     adata.uns[key] = content

@@ -160,11 +160,18 @@ class GroupDynamics:
         return self.mixture.log_proportions(self.model_times(np.atleast_1d(times))).exp().numpy()
 
     @torch.no_grad()
-    def responsibilities(self, z: ArrayLike, times: ArrayLike) -> FloatArray:
-        """Probability of each group `(*draw, cell, group)`, given the state and the time of each cell."""
+    def responsibilities(self, z: ArrayLike, times: ArrayLike, known: ArrayLike | None = None) -> FloatArray:
+        """Probability of each group `(*draw, cell, group)`, given the state and the time of each cell.
+
+        `known` are groups of cells (cell,) that need not be inferred, -1 for all others.
+        """
         distinct, index = np.unique(in_decimals(times), return_inverse=True)
         index = torch.as_tensor(index)
-        return self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
+        found = self.mixture.responsibilities(self.scaled(z), index, self.model_times(distinct)).numpy()
+        if known is not None:
+            known = np.asarray(known)
+            found[..., known >= 0, :] = np.eye(self.n_groups)[known[known >= 0]]
+        return found
 
     @torch.no_grad()
     def velocity(self, z: ArrayLike, responsibilities: ArrayLike) -> FloatArray:

@@ -3,7 +3,17 @@
 from ._embedding import embedded_velocity, embedding
 from ._fits import cell_slots, convergence, find_fit, history, members, restarts
 from ._genes import counted_genes, gene_names, gene_paths, gene_trajectories, observed_genes
-from ._groups import alternatives, draws, dynamics, n_groups, observed_proportions, stages, trajectories
+from ._groups import (
+    alternatives,
+    chosen_groups,
+    draws,
+    dynamics,
+    group_names,
+    n_groups,
+    observed_proportions,
+    stages,
+    trajectories,
+)
 from ._increment import increment_fit, increment_params, increment_slots
 from ._model import model
 from ._panel import long

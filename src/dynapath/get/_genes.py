@@ -101,7 +101,7 @@ def gene_trajectories(
     group, gene, time = (axis.ravel() for axis in np.meshgrid(range(K), range(G), range(T), indexing="ij"))
     return pd.DataFrame(
         {
-            "group": pd.Categorical(group.astype(str), categories=[str(k) for k in range(K)]),
+            "group": pd.Categorical.from_codes(group, categories=group_names(adata, key)),
             "gene": pd.Categorical.from_codes(gene, categories=names),
             "time": grid[time],
             **{name: values.swapaxes(1, 2).ravel() for name, values in columns.items()},
@@ -199,13 +199,13 @@ def observed_genes(
     counts = read_counts(adata, params.get("layer"))
     library = _library(adata, counts, params)
     values = 1e4 * counts[:, as_text(adata.var_names).get_indexer(names)].toarray() / library
-    tables = []
+    tables, groups = [], group_names(adata, key)
     for time, cells, weights in snapshot_weights(adata, key):
         mean, lower, upper = weighted_mean(values[cells], weights, level)
         K, G = mean.shape
         columns = {"mean": mean, "lower": np.maximum(lower, 0), "upper": upper, "n_cells": weights.sum(0)[:, None]}
         table = pd.DataFrame({name: np.broadcast_to(column, (K, G)).ravel() for name, column in columns.items()})
-        table.insert(0, "group", group_names(K).repeat(G))
+        table.insert(0, "group", pd.Categorical(groups, categories=groups).repeat(G))
         table.insert(1, "gene", pd.Categorical(names * K, categories=names))
         table.insert(2, "time", time)
         tables.append(table)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from dynapath._keys import DynamicKeys
 from dynapath._times import in_decimals
 from dynapath.write import KINDS
 
-from ._fits import cell_slots, find_fit, fit_record, history
+from ._fits import cell_slots, find_fit, fit_record, history, strings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -130,7 +131,7 @@ def trajectories(
     share = path.proportions
     return pd.DataFrame(
         {
-            "group": pd.Categorical(group.astype(str), categories=[str(k) for k in range(K)]),
+            "group": pd.Categorical.from_codes(group, categories=group_names(adata, key)),
             "time": grid[time],
             "dimension": dimension + 1,
             "mean": mean,
@@ -194,12 +195,12 @@ def observed_proportions(adata: AnnData, key: str | None = None, *, level: float
     """
     from dynapath._sampling_error import share_interval
 
-    tables = []
+    tables, names = [], group_names(adata, key)
     for time, _, weights in snapshot_weights(adata, key):
         share = weights.mean(0)
         lower, upper = share_interval(share, len(weights), level)
         columns = {"time": time, "proportion": share, "lower": lower, "upper": upper, "n_cells": len(weights)}
-        tables.append(pd.DataFrame({"group": group_names(len(share)), **columns}))
+        tables.append(pd.DataFrame({"group": pd.Categorical(names, categories=names), **columns}))
     return pd.concat(tables).sort_values(["group", "time"], ignore_index=True)
 
 
@@ -293,6 +294,57 @@ def snapshot_weights(adata: AnnData, key: str) -> Iterator[tuple[float, NDArray[
         yield float(time), cells, weights[cells]
 
 
-def group_names(n_groups: int) -> pd.Categorical:
-    names = [str(k) for k in range(n_groups)]
-    return pd.Categorical(names, categories=names)
+def group_names(adata: AnnData, key: str = "dynvae") -> list[str]:
+    """Names of the groups, in their order: of the labels or numbers that the fit gave them, or as they were renamed since.
+
+    Parameters
+    ----------
+    adata
+        With a fit under `key`, or some of its cells. Groups are renamed by the categories of `obs["{key}_group"]`; those
+        without cells here keep the name of the fit.
+    key
+        `key_added` of the fit.
+    """
+    fit, slots = fit_record(adata, key), DynamicKeys(key)
+    n_groups = int(fit["params"]["n_groups"])
+    names = strings(fit["groups"]) if "groups" in fit else [str(k) for k in range(n_groups)]
+    if slots.group not in adata.obs or slots.groups not in adata.obsm:
+        return names
+    # Categories may have been put into another order, or dropped; what cells are called tells which is which.
+    given = adata.obs[slots.group]
+    best = np.asarray(adata.obsm[slots.groups]).argmax(1)
+    called = pd.crosstab(best[given.notna()], given[given.notna()].astype(str).to_numpy())
+    found = {int(k): str(name) for k, name in called.idxmax(axis=1).items()} if called.size else {}
+    if len(set(found.values())) < len(found):
+        # Cells were put into groups of another kind.
+        return names
+    taken = set(found.values())
+    rest = {k: name if name not in taken else f"group {k}" for k, name in enumerate(names) if k not in found}
+    return [found[k] if k in found else rest[k] for k in range(n_groups)]
+
+
+def chosen_groups(
+    adata: AnnData, key: str, groups: str | int | Iterable[str | int] | None
+) -> tuple[list[int], list[str]]:
+    """Numbers of the groups that are asked for, by name or number, in the order asked; and the names of all.
+
+    Raises
+    ------
+    ValueError : for one that is not there, naming those that are.
+    """
+    names = group_names(adata, key)
+    if groups is None:
+        return list(range(len(names))), names
+    # The fit's own names go on being understood where groups were renamed.
+    known = {str(name): k for k, name in enumerate(fit_record(adata, key).get("groups", ()))}
+    known |= {name: k for k, name in enumerate(names)}
+    asked = [groups] if isinstance(groups, str | int | np.integer) else list(groups)
+    found = [
+        int(group) if isinstance(group, int | np.integer) and 0 <= group < len(names) else known.get(str(group))
+        for group in asked
+    ]
+    if None in found or not asked:
+        what = f"{asked[found.index(None)]!r} is none of them" if asked else "none was given"
+        msg = f"groups must be among the groups of the fit {key!r}, {', '.join(names)}; {what}."
+        raise ValueError(msg)
+    return [k for k in dict.fromkeys(found) if k is not None], names

@@ -474,6 +474,11 @@ class DynamicVAE(CarefulModel, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin,
         """Counts of the registered cells (cell, gene)."""
         return csr_matrix(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
 
+    def known_groups(self) -> NDArray[np.int64] | None:
+        """Group of each registered cell as far as labels give it, -1 elsewhere; None without labels."""
+        known = self._known_groups()
+        return None if known is None else known.numpy()
+
     def batch_codes(self) -> NDArray[np.int64]:
         """Batch of each registered cell, as the decoder takes it."""
         return np.asarray(self.adata_manager.get_from_registry(REGISTRY_KEYS.BATCH_KEY), dtype=np.int64).ravel()

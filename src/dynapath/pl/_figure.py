@@ -69,24 +69,11 @@ def read_fit(adata: AnnData, key: str, groups: str | int | Iterable[str | int] |
     fit = adata.uns[key]
     params = fit["params"]
     fitted = get.dynamics(adata, key)
-    everything = [str(k) for k in range(fitted.n_groups)]
-    if groups is None:
-        chosen = everything
-    else:
-        asked = [str(k) for k in ([groups] if isinstance(groups, str | int) else groups)]
-        unknown = [k for k in asked if k not in everything]
-        if unknown or not asked:
-            what = f"{unknown[0]!r} is none of them" if unknown else "none was given"
-            msg = f"groups must be among the groups of the fit {key!r}, {', '.join(everything)}; {what}."
-            raise ValueError(msg)
-        chosen = [k for k in everything if k in asked]
+    asked, everything = get.chosen_groups(adata, key, groups)
     certainty = np.asarray(adata.obsm[names.groups], dtype=float)
-    group = adata.obs[names.group].astype(str).to_numpy(dtype=str)
-    if not np.isin(group, everything).all():
-        # The user has given the groups names.
-        group = certainty.argmax(1).astype(str)
-    rows = {k: np.flatnonzero(group == k) for k in everything}
-    surest = {k: int(own[certainty[own, int(k)].argmax()]) for k, own in rows.items() if len(own)}
+    group = np.array(everything)[certainty.argmax(1)]
+    rows = {k: np.flatnonzero(group == name) for k, name in enumerate(everything)}
+    surest = {everything[k]: int(own[certainty[own, k].argmax()]) for k, own in rows.items() if len(own)}
     # A latent space of our own has no name; a representation that was given does.
     own = fit["kind"] == "dynamic_vae"
     return DrawnFit(
@@ -96,7 +83,7 @@ def read_fit(adata: AnnData, key: str, groups: str | int | Iterable[str | int] |
         undetermined=adata.obs[names.undetermined].to_numpy(dtype=bool),
         group_column=names.group,
         surest=surest,
-        groups=chosen,
+        groups=[everything[k] for k in sorted(asked)],
         all_groups=everything,
         time_key=str(params["time_key"]),
         observed_times=fitted.observed_times,
@@ -134,11 +121,9 @@ def choose_look(adata: AnnData, fit: DrawnFit, color: str | None, palette: Palet
     cells = color_cells(adata, fit.group_column if color is None else color, palette, fit.chosen)
     # A subset may have lost the categories, and so the colours, of groups without cells.
     group = dict.fromkeys(fit.all_groups, INK)
-    labels = {k: f"group {k}" for k in fit.all_groups}
+    labels = {k: f"group {k}" if k.isdigit() else k for k in fit.all_groups}
     if by_group:
         group |= {k: to_hex(cells.rgba[row]) for k, row in fit.surest.items()}
-        given = {k: str(adata.obs[fit.group_column].iloc[row]) for k, row in fit.surest.items()}
-        labels |= {k: name for k, name in given.items() if name not in fit.all_groups}
     rgba = cells.rgba.copy()
     rgba[~fit.chosen] = to_rgba(MISSING)
     face, edge = rgba.copy(), rgba.copy()

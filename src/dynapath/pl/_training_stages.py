@@ -192,7 +192,7 @@ def _paths(stage: Stage, fit: DrawnFit, level: float) -> pd.DataFrame:
         mean, sd = path.mean, np.sqrt(np.diagonal(path.cov, axis1=-2, axis2=-1))
     group, time, dimension = (axis.ravel() for axis in np.indices(mean.shape))
     mean, half = mean.ravel(), norm.ppf((1 + level) / 2) * sd.ravel()
-    names = _ALL if stage.dynamics is None else group.astype(str)
+    names = _ALL if stage.dynamics is None else np.array(fit.all_groups)[group]
     table = pd.DataFrame({"group": names, "time": times[time], "dimension": dimension + 1, "mean": mean})
     table = table.assign(lower=mean - half, upper=mean + half, extrapolated=False)
     return table[table["group"].isin([*fit.groups, _ALL])]
@@ -206,8 +206,9 @@ def _predicted(stage: Stage, fit: DrawnFit, times: NDArray[np.float64]) -> pd.Da
         z, group = np.random.default_rng(0).normal(size=(len(distinct), n, d)), np.full((len(distinct), n), _ALL)
     else:
         z, group = stage.dynamics.sample(distinct, int(n), random_state=0)
+        group = np.array(fit.all_groups)[group]
     tables = [
-        pd.DataFrame(z[t, :count], columns=range(1, d + 1)).assign(time=distinct[t], group=group[t, :count].astype(str))
+        pd.DataFrame(z[t, :count], columns=range(1, d + 1)).assign(time=distinct[t], group=group[t, :count])
         for t, count in enumerate(counts)
     ]
     table = pd.concat(tables, ignore_index=True)

@@ -184,6 +184,14 @@ def known_groups(labels: pd.Categorical, n_groups: int) -> NDArray[np.int64]:
     return np.where(np.asarray(labels) == UNLABELLED, -1, labels.codes).astype(np.int64)
 
 
+def names_of_groups(labels: pd.Categorical | None, n_groups: int) -> list[str]:
+    """Of the labels that name them, in the order of the groups; numbers for all others."""
+    names = [] if labels is None else [str(name) for name in labels.categories if name != UNLABELLED]
+    for k in range(len(names), n_groups):
+        names.append(str(k) if str(k) not in names else f"group {k}")
+    return names
+
+
 def read_times(adata: AnnData, time_key: str, *, at_least: int = 2) -> NDArray[np.float64]:
     """Times of cells as numbers: a numeric column, or text or categories that read as numbers."""
     column = column_of(adata.obs, time_key, argument="time_key")

@@ -88,7 +88,8 @@ def fit_dynamic_vae(
     batch_key, size_factor_key
         As in scvi-tools. Batches must overlap between times.
     labels_key
-        Column with the known group of some cells (missing: unknown). Group k is the k-th category in sorted order.
+        Column with the known group of some cells (missing: unknown). These cells are in their group with probability 1, and
+        groups have the names of the labels, in sorted order; further groups have numbers.
     use_rep
         Fit the dynamics on this `obsm` instead, without a VAE (e.g. `"X_pca"`, `"X_scVI"`): seconds, but the
         representation does not adapt to the dynamics and counts cannot be predicted.
@@ -127,8 +128,11 @@ def fit_dynamic_vae(
     `obsm["{key}_std"]` : its posterior standard deviation.
     `obsm["{key}_velocity"]` : dz/dt (cell, latent) per unit of time, averaged over the cell's groups.
     `obsm["{key}_groups"]` : probability of each group (cell, group).
-    `obs["{key}_group"]` : most probable group, categories "0".."K-1"; `obs["{key}_prob"]` its probability.
+    `obs["{key}_group"]` : most probable group, a categorical of their names: the labels of `labels_key`, else "0".."K-1". They
+    may be renamed (`adata.obs["{key}_group"].cat.rename_categories`), and go by their new names from then on.
+    `obs["{key}_prob"]` : its probability.
     `obs["{key}_undetermined"]` : whether that is below .6, as where groups cross or have not parted yet.
+    `uns["{key}"]["groups"]` : names of the groups, in their order.
     `uns["{key}"]["n_groups"]` : only where it was chosen, the numbers tried and their BIC (:func:`dynapath.get.n_groups`).
     `obsm["{key}_stage_untrained"]`, `obsm["{key}_stage_static"]` : states at earlier stages of the training, with
     `Training(keep_stages=True)` only.
@@ -256,6 +260,7 @@ def _fit_on_counts(
         std=reference.std,
         velocity=np.mean([member.to_reference.velocities(member.velocity) for member in trained], axis=0),
         responsibilities=responsibilities,
+        groups=read.names_of_groups(snapshots.labels, reference.dynamics.n_groups),
         stages={stage.name: stage.z for stage in reference.stages},
         fit={
             "kind": "dynamic_vae",
@@ -369,7 +374,8 @@ def _train_one(
         vae.train(max_epochs, training=training, skip_static=model is not None, random_state=seed, **train_kwargs)
         mean, variance = vae.get_latent_representation(return_dist=True)
     dynamics = vae.dynamics
-    responsibilities = dynamics.responsibilities(mean, snapshots.times)
+    known = None if snapshots.labels is None else read.known_groups(snapshots.labels, dynamics.n_groups)
+    responsibilities = dynamics.responsibilities(mean, snapshots.times, known)
     return _Member(
         state=vae.to_arrays(),
         settings=vae.settings(),
@@ -389,7 +395,7 @@ def _train_one(
             mean,
             np.sqrt(variance),
             snapshots.times,
-            None if snapshots.labels is None else read.known_groups(snapshots.labels, dynamics.n_groups),
+            known,
             prior,
             seed,
         ),
@@ -475,7 +481,7 @@ def _fit_on_representation(
         random_state=options["random_state"],
         progress=training.progress,
     )
-    responsibilities = dynamics.responsibilities(points, times)
+    responsibilities = dynamics.responsibilities(points, times, known)
     restarts = {"log_likelihood": choice.fit.log_likelihood, "agreement": choice.fit.agreement}
     convergence = choice.fit.convergence
     more = training.prior_steps * (convergence.factor or 1)
@@ -490,6 +496,7 @@ def _fit_on_representation(
         std=np.zeros_like(points),
         velocity=dynamics.velocity(points, responsibilities),
         responsibilities=responsibilities,
+        groups=read.names_of_groups(labels, dynamics.n_groups),
         fit={
             "kind": "group_dynamics",
             "params": {

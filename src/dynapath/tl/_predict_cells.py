@@ -129,9 +129,8 @@ def predict_cells(
     obs = pd.DataFrame(
         {
             params["time_key"]: np.repeat(times, n_cells),
-            names.group: pd.Categorical(
-                np.concatenate([draw.group for *_, draw in parts])[order].astype(str),
-                categories=[str(k) for k in range(dynamics.n_groups)],
+            names.group: pd.Categorical.from_codes(
+                np.concatenate([draw.group for *_, draw in parts])[order], categories=get.group_names(adata, key)
             ),
             "extrapolated": np.repeat(extrapolated, n_cells),
         },
@@ -191,7 +190,7 @@ def _read_members(adata: AnnData, key: str, times: NDArray[np.float64]) -> list[
         with isolated_seed(0):
             mean, variance = model.get_latent_representation(return_dist=True)
         own = model.dynamics
-        responsibilities = own.responsibilities(mean, times)
+        responsibilities = own.responsibilities(mean, times, model.known_groups())
         members.append(_Cells(mean.astype(float), np.sqrt(variance), responsibilities, times, own, model, to_reference))
     return members
 

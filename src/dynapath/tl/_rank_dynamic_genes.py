@@ -109,7 +109,7 @@ def rank_dynamic_genes(
         raise ValueError(msg)
     key = get.cell_slots(adata, key).key
     fitted = get.dynamics(adata, key)
-    chosen = _chosen_groups(groups, fitted.n_groups)
+    chosen, names = get.chosen_groups(adata, key, groups)
     first, last = fitted.observed_times[[0, -1]]
     asked = np.empty(0) if times is None else np.unique(in_decimals(times))
     course = np.linspace(first, last, _GRID)
@@ -123,7 +123,7 @@ def rank_dynamic_genes(
         for at in [None] if times is None else range(len(asked)):
             own = group.over_the_course() if at is None else group.at_a_time(asked[at], _GRID + at)
             table = own.assign(
-                group=pd.Categorical([str(k)] * len(own), categories=[str(g) for g in range(fitted.n_groups)]),
+                group=pd.Categorical([names[k]] * len(own), categories=names),
                 gene=np.asarray(as_text(adata.var_names))[kept],
                 extrapolated=fitted.is_after(own["time"]),
                 n_cells=counted.n_cells[kept],
@@ -139,18 +139,6 @@ _COLUMNS = [
     *("from_time", "to_time"),
     *("time", "mean", "velocity", "velocity_lower", "velocity_upper", "extrapolated"),
 ]
-
-
-def _chosen_groups(groups: str | int | Sequence[str | int] | None, n_groups: int) -> list[int]:
-    names = [str(k) for k in range(n_groups)]
-    asked = names if groups is None else [groups] if isinstance(groups, str | int) else list(groups)
-    unknown = [group for group in asked if str(group) not in names]
-    if unknown or not asked:
-        msg = (
-            f"groups must name some of {', '.join(names)}; {unknown[0] if unknown else 'nothing'!r} is not among them."
-        )
-        raise ValueError(msg)
-    return [names.index(str(group)) for group in asked]
 
 
 def _kept_genes(counted: CountedGenes, min_cells: int | None, min_counts: int | None) -> NDArray[np.intp]:
