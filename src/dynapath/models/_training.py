@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 # All hidden units of a network move a logit together, the linear path has one weight per dimension. At equal steps the
@@ -70,7 +72,42 @@ class DynamicTrainingPlan(EpochPlan):
             groups.append({"params": linear, "lr": LINEAR_LR * self.lr})
         if prior:
             groups.append({"params": prior, "lr": self.prior_lr, "weight_decay": 0.0})
-        return {"optimizer": self.get_optimizer_creator()(groups)}
+        optimizer = self.get_optimizer_creator()(groups)
+        if not self.reduce_lr_on_plateau:
+            return {"optimizer": optimizer}
+        scheduler = ReduceLROnPlateau(
+            optimizer,
+            patience=self.lr_patience,
+            factor=self.lr_factor,
+            threshold=self.lr_threshold,
+            min_lr=self.lr_min,
+            threshold_mode="abs",
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": self.lr_scheduler_metric},
+        }
+
+
+def watch_plateau(train_kwargs: dict[str, Any]) -> None:
+    """Prepare a training in which `reduce_lr_on_plateau` is asked for.
+
+    Raises
+    ------
+    ValueError : if that is of cells which are held out, and none are.
+    """
+    plan = train_kwargs["plan_kwargs"]
+    metric = plan.get("lr_scheduler_metric", "elbo_validation")
+    if not plan.get("reduce_lr_on_plateau") or train_kwargs.get("train_size") != 1:
+        return
+    if "validation" in metric:
+        msg = (
+            f"reduce_lr_on_plateau watches {metric!r}, but all cells are trained on. Hold some out with "
+            "train_kwargs={'train_size': 0.9, ...}, or watch plan_kwargs={'lr_scheduler_metric': 'elbo_train', ...}."
+        )
+        raise ValueError(msg)
+    # scvi-tools would look at held-out cells after every epoch.
+    train_kwargs.setdefault("check_val_every_n_epoch", sys.maxsize)
 
 
 class FiniteGuard(Callback):

@@ -26,7 +26,7 @@ from dynapath.models._random import concrete_seed, isolated_seed
 from ._count_module import CELL_KEY, CountModule, LinearCountModule
 from ._inherited import CarefulModel
 from ._size_factor_field import SizeFactorField, unit_of
-from ._training import EpochPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
+from ._training import EpochPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet, watch_plateau
 from .convergence import TraceWeights, convergence_of
 from .neighbours import principal_components, tsne_neighbours, umap_neighbours
 from .vae_options import LatentPenalty, Network, Supervision
@@ -174,6 +174,7 @@ class _ShapedVAE(CarefulModel):
         kwargs: dict[str, Any] = {"train_size": 1.0, "enable_progress_bar": False, **train_kwargs}
         # scvi-tools warms up over 400 epochs unless told otherwise, so that its last epoch would be the first with all of it.
         kwargs["plan_kwargs"] = {"n_epochs_kl_warmup": max(1, n_epochs // 2), **(kwargs.get("plan_kwargs") or {})}
+        watch_plateau(kwargs)
         kwargs["callbacks"] = [guard, bar, tracer, *kwargs.get("callbacks", ())]
         if self.penalty_ is not None and self.penalty_.kind == "tsne":
             n_early = min(self.penalty_.exaggeration_epochs, n_epochs // 4)

@@ -34,7 +34,7 @@ from ._inherited import CarefulModel
 from ._size_factor_field import SizeFactorField, unit_of
 from ._take_over import check_can_be_taken_over, check_same_data, module_kwargs_of
 from ._time_field import TimeField
-from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet
+from ._training import DynamicTrainingPlan, FiniteGuard, PhaseProgress, came_from_nan, quiet, watch_plateau
 from .convergence import TraceWeights, convergence_of
 from .options import Prior, Training
 from .stage import Stage
@@ -302,6 +302,7 @@ class DynamicVAE(CarefulModel, RNASeqMixin, VAEMixin, UnsupervisedTrainingMixin,
             **train_kwargs,
         }
         kwargs["plan_kwargs"] = {**plan, **(kwargs.get("plan_kwargs") or {})}
+        watch_plateau(kwargs)
         kwargs["callbacks"] = [guard, progress, tracer, *kwargs.get("callbacks", ())]
         # Each phase has a history of its own: the loss means something else in each.
         self.history_, self.is_trained_ = None, False

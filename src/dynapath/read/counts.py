@@ -169,8 +169,15 @@ def read_labels(adata: AnnData, labels_key: str | None, names: Sequence[str] | N
     if labels_key is None:
         return None
     labels = column_of(adata.obs, labels_key, argument="labels_key")
+    present = {str(value) for value in labels.dropna().unique()} - {UNLABELLED}
     if names is None:
-        names = sorted({str(value) for value in labels.dropna().unique()} - {UNLABELLED})
+        names = sorted(present)
+    elif unknown := present - set(names):
+        msg = (
+            f"obs[{labels_key!r}] has labels the fit has not seen: {_listed(unknown)}; it knows {_listed(names)}. Give these "
+            "cells one of them, or a missing value."
+        )
+        raise ValueError(msg)
     values = [str(value) if pd.notna(value) and str(value) in names else UNLABELLED for value in labels]
     return pd.Categorical(values, categories=[*names, UNLABELLED])
 

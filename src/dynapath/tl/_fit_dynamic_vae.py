@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # And one this far ahead of the next has not been confirmed by any other.
 _ALONE = 0.05
 _SMALL_GROUP = 0.02
+# By default.
+_N_LATENT = 2
 
 
 def fit_dynamic_vae(
@@ -44,7 +46,7 @@ def fit_dynamic_vae(
     *,
     time_key: str,
     n_groups: int | Literal["auto"] | Sequence[int] = 3,
-    n_latent: int = 2,
+    n_latent: int = _N_LATENT,
     layer: str | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
@@ -92,7 +94,9 @@ def fit_dynamic_vae(
         groups have the names of the labels, in sorted order; further groups have numbers.
     use_rep
         Fit the dynamics on this `obsm` instead, without a VAE (e.g. `"X_pca"`, `"X_scVI"`): seconds, but the
-        representation does not adapt to the dynamics and counts cannot be predicted.
+        representation does not adapt to the dynamics and counts cannot be predicted. What is about counts and networks (layer,
+        batches, size factors, likelihood, epochs, `train_kwargs`) is refused then; of `training`, the restarts and
+        `prior_steps` apply.
     model
         A trained :class:`scvi.model.SCVI` on the same genes, which takes the place of the static phase.
     likelihood
@@ -188,6 +192,16 @@ def fit_dynamic_vae(
     if use_rep is not None and training is not None and training.keep_stages:
         msg = "Training(keep_stages=True) keeps stages of networks; with use_rep there are none. Leave it out."
         raise ValueError(msg)
+    if use_rep is not None:
+        _refuse_of_networks(
+            use_rep,
+            layer=layer,
+            batch_key=batch_key,
+            size_factor_key=size_factor_key,
+            likelihood=None if likelihood == "nb" else likelihood,
+            max_epochs=max_epochs,
+            train_kwargs=train_kwargs or None,
+        )
     check_n_bootstrap(n_bootstrap)
     write.check_key_is_free(adata, key_added)
     seed = concrete_seed(random_state)
@@ -215,6 +229,16 @@ def fit_dynamic_vae(
     if n_bootstrap:
         bootstrap(adata, key=key_added, n_bootstrap=n_bootstrap, random_state=seed)
     return adata if copy else None
+
+
+def _refuse_of_networks(use_rep: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            msg = (
+                f"{name}={value!r} is about counts and networks; with use_rep={use_rep!r} there are none. Leave it out, or "
+                "leave use_rep out."
+            )
+            raise ValueError(msg)
 
 
 def _fit_on_counts(
@@ -456,6 +480,12 @@ def _fit_on_representation(
 ) -> None:
     _check_literal("growth", options["growth"], ("shrunk", "free", "off"))
     points, times = read.read_points(adata, time_key=options["time_key"], use_rep=options["use_rep"])
+    if options["n_latent"] not in (_N_LATENT, points.shape[1]):
+        msg = (
+            f"n_latent={options['n_latent']}, but obsm[{options['use_rep']!r}] has {points.shape[1]} columns, and all are used. "
+            "Leave it out, or store the columns that you want under a name of their own."
+        )
+        raise ValueError(msg)
     labels = read.read_labels(adata, options["labels_key"])
     candidates, noted = numbers_to_try(options["n_groups"], times, labels)
     known = None if labels is None else read.known_groups(labels, candidates[0])
