@@ -294,7 +294,7 @@ def snapshot_weights(adata: AnnData, key: str) -> Iterator[tuple[float, NDArray[
         yield float(time), cells, weights[cells]
 
 
-def group_names(adata: AnnData, key: str = "dynvae") -> list[str]:
+def group_names(adata: AnnData, key: str | None = None) -> list[str]:
     """Names of the groups, in their order: of the labels or numbers that the fit gave them, or as they were renamed since.
 
     Parameters
@@ -305,6 +305,7 @@ def group_names(adata: AnnData, key: str = "dynvae") -> list[str]:
     key
         `key_added` of the fit.
     """
+    key = find_fit(adata, key, KINDS)
     fit, slots = fit_record(adata, key), DynamicKeys(key)
     n_groups = int(fit["params"]["n_groups"])
     names = strings(fit["groups"]) if "groups" in fit else [str(k) for k in range(n_groups)]
@@ -315,8 +316,9 @@ def group_names(adata: AnnData, key: str = "dynvae") -> list[str]:
     best = np.asarray(adata.obsm[slots.groups]).argmax(1)
     called = pd.crosstab(best[given.notna()], given[given.notna()].astype(str).to_numpy())
     found = {int(k): str(name) for k, name in called.idxmax(axis=1).items()} if called.size else {}
-    if len(set(found.values())) < len(found):
-        # Cells were put into groups of another kind.
+    mixed = bool((called.max(axis=1) < 0.99 * called.sum(axis=1)).any())
+    if mixed or len(set(found.values())) < len(found):
+        # Cells were put into groups of another kind, which are not those of the fit under other names.
         return names
     taken = set(found.values())
     rest = {k: name if name not in taken else f"group {k}" for k, name in enumerate(names) if k not in found}
@@ -324,7 +326,7 @@ def group_names(adata: AnnData, key: str = "dynvae") -> list[str]:
 
 
 def chosen_groups(
-    adata: AnnData, key: str, groups: str | int | Iterable[str | int] | None
+    adata: AnnData, key: str | None, groups: str | int | Iterable[str | int] | None
 ) -> tuple[list[int], list[str]]:
     """Numbers of the groups that are asked for, by name or number, in the order asked; and the names of all.
 
@@ -332,6 +334,7 @@ def chosen_groups(
     ------
     ValueError : for one that is not there, naming those that are.
     """
+    key = find_fit(adata, key, KINDS)
     names = group_names(adata, key)
     if groups is None:
         return list(range(len(names))), names
