@@ -134,7 +134,7 @@ def test_names_that_the_user_gave_the_groups_are_in_the_legend(adata):
     adata.obs["dynvae_group"] = adata.obs["dynvae_group"].cat.rename_categories(["stem", "1", "2"])
     axes = draw(adata)
     assert {"stem", "group 1"} <= set(legend_labels(axes[0].figure))
-    assert artists(axes[0], "group 0")[0].get_color().upper() == adata.uns["dynvae_group_colors"][0]
+    assert artists(axes[0], "group stem")[0].get_color().upper() == adata.uns["dynvae_group_colors"][0]
 
 
 def test_times_may_be_categories_that_read_as_numbers(adata):

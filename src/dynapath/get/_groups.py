@@ -347,7 +347,7 @@ def chosen_groups(
         for group in asked
     ]
     if None in found or not asked:
-        what = f"{asked[found.index(None)]!r} is none of them" if asked else "none was given"
+        what = f"{str(asked[found.index(None)])!r} is none of them" if asked else "none was given"
         msg = f"groups must be among the groups of the fit {key!r}, {', '.join(names)}; {what}."
         raise ValueError(msg)
     return [k for k in dict.fromkeys(found) if k is not None], names
