@@ -174,10 +174,10 @@ def read_labels(adata: AnnData, labels_key: str | None, names: Sequence[str] | N
         names = sorted(present)
     elif unknown := present - set(names):
         msg = (
-            f"obs[{labels_key!r}] has labels the fit has not seen: {_listed(unknown)}; it knows {_listed(names)}. Give these "
-            "cells one of them, or a missing value."
+            f"obs[{labels_key!r}] has labels the fit has not seen: {_listed(unknown)}; it knows {_listed(names)}. The groups of "
+            "these cells are inferred, as of cells without a label."
         )
-        raise ValueError(msg)
+        warnings.warn(msg, UserWarning, stacklevel=2)
     values = [str(value) if pd.notna(value) and str(value) in names else UNLABELLED for value in labels]
     return pd.Categorical(values, categories=[*names, UNLABELLED])
 
