@@ -39,13 +39,15 @@ def test_labels_that_are_not_there_are_refused_with_a_representation(cells, quic
         dp.tl.fit_dynamic_vae(cells, time_key="time", use_rep="Z_true", training=quick, labels_key="nowhere")
 
 
-def test_labels_that_the_fit_has_not_seen_are_refused(cells, quick):
+def test_labels_that_the_fit_has_not_seen_are_named_and_not_used(cells, quick):
     dp.tl.fit_dynamic_vae(cells, time_key="time", labels_key="type", training=quick)
     cells.obs["type"] = cells.obs["type"].cat.rename_categories({"t1": "monocyte"})
-    with pytest.raises(
-        ValueError, match=r"obs\['type'\] has labels the fit has not seen: monocyte; it knows t0, t1, t2"
+    with pytest.warns(
+        UserWarning, match=r"obs\['type'\] has labels the fit has not seen: monocyte; it knows t0, t1, t2"
     ):
-        dp.get.model(cells)
+        known = dp.get.model(cells).known_groups()
+    assert (known[(cells.obs["type"] == "monocyte").to_numpy()] == -1).all()
+    assert (known[(cells.obs["type"] == "t2").to_numpy()] == 2).all()
 
 
 class Steps(Callback):
