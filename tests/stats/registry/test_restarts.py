@@ -57,9 +57,9 @@ def nan_encoder(model):
 
 
 def fast_growth(model):
-    # All entries of A are 2: carried over ten units of time, what visits say has one direction only.
+    # All entries of A are 60: carried over ten units of time, what visits say is beyond all numbers.
     model.network.out.weight[1] = 0.0
-    model.network.shift[1] = 2.0
+    model.network.shift[1] = 60.0
 
 
 @pytest.mark.parametrize("spoil", [nan_encoder, fast_growth])
@@ -133,7 +133,7 @@ def spoilt(model, spoil):
         (visit_vae, "VisitVAE", fast_growth, VisitVAEForecaster(n_restarts=3, schedule=Schedule(n_epochs=4))),
         (state_space, "StateSpace", nan_loadings, StateSpaceForecaster(n_restarts=3, n_steps=6)),
     ],
-    ids=["vae, NaN", "vae, singular", "state space"],
+    ids=["vae, NaN", "vae, fast growth", "state space"],
 )
 @pytest.mark.filterwarnings("ignore:.*sign of a rate")
 def test_a_fit_keeps_the_best_of_the_restarts_that_are_left(visits, module, name, spoil, forecaster, monkeypatch):
