@@ -142,13 +142,9 @@ def test_a_fit_does_not_know_the_precision_of_its_times():
 @pytest.mark.parametrize("asked", [0.05, np.float32(0.05), 0.025 + 0.025])
 def test_a_time_of_a_single_precision_column_can_be_held_out(asked):
     cells = snapshots(np.array([0.0, 0.025, 0.05, 0.1, 0.3 / 7], dtype="float32"))
-    scores = dp.tl.evaluate_heldout(
-        cells, time_key="time", holdout=asked, methods=["floor", "forward"], n_pcs=3, fit_kwargs={"n_groups": 1}
-    )
+    scores = dp.tl.evaluate_heldout(cells, time_key="time", holdout=asked, methods=["floor", "forward"], n_pcs=3)
     assert (scores["holdout"] == 0.05).all()
-    again = dp.tl.evaluate_heldout(
-        cells, time_key="time", holdout=0.3 / 7, methods=["floor"], n_pcs=3, fit_kwargs={"n_groups": 1}
-    )
+    again = dp.tl.evaluate_heldout(cells, time_key="time", holdout=0.3 / 7, methods=["floor"], n_pcs=3)
     assert again["holdout"].iloc[0] == pytest.approx(0.3 / 7, rel=1e-7)
     with pytest.raises(ValueError, match="was not observed"):
         dp.tl.evaluate_heldout(cells, time_key="time", holdout=0.0501, methods=["floor"], n_pcs=3)

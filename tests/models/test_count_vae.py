@@ -197,10 +197,10 @@ def test_a_penalty_of_weight_zero_changes_nothing(cells):
     np.testing.assert_array_equal(one.get_latent_representation(), other.get_latent_representation())
 
 
-@pytest.mark.parametrize("kind", ["tsne", "umap"])
+@pytest.mark.parametrize(("kind", "more"), [("tsne", {"perplexity": 10, "exaggeration": 1}), ("umap", {})])
 @pytest.mark.parametrize("cls", [CountVAE, LinearCountVAE])
-def test_the_loss_is_the_elbo_and_the_weighted_penalty(cells, cls, kind):
-    model = built(cls, cells, n_latent=2, latent_penalty=LatentPenalty(kind, weight=7.0, perplexity=10, exaggeration=1))
+def test_the_loss_is_the_elbo_and_the_weighted_penalty(cells, cls, kind, more):
+    model = built(cls, cells, n_latent=2, latent_penalty=LatentPenalty(kind, weight=7.0, **more))
     model.train(3, progress=False, plan_kwargs={"n_epochs_kl_warmup": None, "min_kl_weight": 1.0})
     table = model.history_table()
     np.testing.assert_allclose(table["loss"], table["elbo"] + 7 * table[kind], rtol=1e-5)

@@ -46,14 +46,15 @@ def test_a_row_is_one_forecast_of_one_report(panel):
 
 
 def test_the_origin_is_the_last_training_day(panel):
-    table = by(run(panel, models="zero", origins=29), "zero").set_index("unit")
+    table = by(run(panel, models="zero", covariates=None, origins=29), "zero").set_index("unit")
     filled = panel.to_df().ffill(axis=1).iloc[:, 29]
     np.testing.assert_array_equal(table["predicted"], filled[table.index])
 
 
 def test_origins_may_be_indices_names_or_dates(panel):
     same = [
-        run(panel, models="mean", origins=o) for o in (29, [-11], panel.var_names[29], [pd.Timestamp("2020-05-15")])
+        run(panel, models="mean", covariates=None, origins=o)
+        for o in (29, [-11], panel.var_names[29], [pd.Timestamp("2020-05-15")])
     ]
     for other in same[1:]:
         pd.testing.assert_frame_equal(same[0], other)
@@ -164,11 +165,11 @@ def test_a_function_sees_the_days_up_to_the_origin_and_returns_levels(panel):
         train.X[:] = 0  # a copy: harms nobody
         return np.full((train.n_obs, horizon), 7.0)
 
-    table = run(panel, models={"mine": twice_the_last, "zero": "zero"}, horizon=2)
+    table = run(panel, models={"mine": twice_the_last, "zero": "zero"}, covariates=None, horizon=2)
     assert seen == [30, 35]
     assert (by(table, "mine")["predicted"] == 7).all()
     pd.testing.assert_frame_equal(
-        by(table, "zero"), by(run(panel, models="zero", horizon=2), "zero"), check_categorical=False
+        by(table, "zero"), by(run(panel, models="zero", covariates=None, horizon=2), "zero"), check_categorical=False
     )
 
 
@@ -210,7 +211,11 @@ def test_taking_days_before_the_first_report_for_zero_changes_baselines_of_late_
         ({"models": "arima"}, ValueError, "no model 'arima'; there are zero, mean"),
         ({"models": []}, ValueError, "models is empty"),
         ({"models": {"mine": 3}}, ValueError, "Model 'mine' must be a name, settings"),
-        ({"models": {"mine": lambda train, horizon: np.zeros(3)}}, ValueError, r"shape \(3,\); expected \(30, 1\)"),
+        (
+            {"models": {"mine": lambda train, horizon: np.zeros(3), "ols": "ols"}},
+            ValueError,
+            r"shape \(3,\); expected \(30, 1\)",
+        ),
         ({"origins": []}, ValueError, "origins is empty"),
         ({"origins": 39}, ValueError, "Origin 39 .* 0 days after it.*latest possible one is 38"),
         ({"origins": [29, 29]}, ValueError, "more than once"),
@@ -294,7 +299,7 @@ def test_infinite_intervals_are_no_coverage():
 
 
 def test_the_same_seed_gives_the_same_interval(panel):
-    table = run(panel, models=["zero", "mean"])
+    table = run(panel, models=["zero", "mean"], covariates=None)
     pd.testing.assert_frame_equal(compare_forecasts(table), compare_forecasts(table))
     with pytest.raises(ValueError, match="'ols' is not in the table; its models are zero, mean"):
         compare_forecasts(table, reference="ols")

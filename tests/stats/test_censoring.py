@@ -105,7 +105,9 @@ def test_what_cannot_be_hidden_is_refused(panel, options, message):
 
 
 def study(adata, **options):
-    defaults = {"fractions": 0.5, "covariates": "incidence", "n_repeats": 2, "methods": "all"}
+    defaults = {"fractions": 0.5, "n_repeats": 2, "methods": "all"}
+    if not {*np.atleast_1d(options.get("methods", "all"))} <= {"locf", "linear"}:
+        defaults["covariates"] = "incidence"
     return censoring_study(adata, **defaults | options)
 
 

@@ -271,6 +271,16 @@ def test_draws_are_of_one_batch_on_request(fitted):
         dp.tl.sample_prior(fitted, batch="nowhere")
 
 
+def test_drawn_cells_have_the_dispersions_of_the_label_that_obs_says(cells):
+    cells.obs["half"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "odd", "even"))
+    fit(cells, labels_key="half", dispersion="gene-label", max_epochs=1)
+    # Counts of one label as good as Poisson, those of the other far from it.
+    cells.uns["vae"]["state"]["module"]["px_r"][:] = [6.0, -3.0]
+    drawn = dp.tl.sample_prior(cells, n_cells=400)
+    zeros = pd.Series((drawn.X.toarray() == 0).mean(1)).groupby(drawn.obs["half"].to_numpy()).mean()
+    assert zeros["even"] + 0.1 < zeros["odd"]
+
+
 def test_a_linear_model_draws_what_its_equation_says(fitted):
     """The mean count of a gene is its library times the softmax of W z + shift."""
     model = dp.get.model(fitted, "vae")
@@ -369,10 +379,10 @@ def test_a_target_with_more_dimensions_than_the_latent_space_is_refused(cells):
         fit(cells, target="Z_true", n_latent=1)
 
 
-@pytest.mark.parametrize("kind", ["tsne", "umap"])
-def test_a_penalty_in_many_dimensions_is_warned_of(cells, kind):
+@pytest.mark.parametrize("penalty", [LatentPenalty("tsne", perplexity=10), LatentPenalty("umap")], ids=["tsne", "umap"])
+def test_a_penalty_in_many_dimensions_is_warned_of(cells, penalty):
     with pytest.warns(UserWarning, match="made for two or three dimensions.*n_latent=4"):
-        fit(cells, latent_penalty=LatentPenalty(kind, perplexity=10), n_latent=4)
+        fit(cells, latent_penalty=penalty, n_latent=4)
     assert "two or three dimensions" in cells.uns["vae"]["messages"][0]
 
 

@@ -8,7 +8,7 @@ order pass through. Adaptive steps are those of torchdiffeq (Chen et al. 2018, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -36,9 +36,9 @@ def solve(
     *,
     t0: float = 0.0,
     method: str = "auto",
-    n_steps: int = 10,
-    rtol: float = 1e-8,
-    atol: float = 1e-10,
+    n_steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
 ) -> Float[Tensor, "*batch time state"]:
     """States at `times` of a system that is in `u0` at `t0`.
 
@@ -59,9 +59,9 @@ def solve(
         of such programs, with `times` that all rows share. None asks the function for a time outside of the range of `t0`
         and `times`.
     n_steps
-        Steps from one time to the next. The error falls with the fifth power: compare with twice as many.
+        Steps of `"steps"` from one time to the next, by default 10. The error falls with the fifth power: compare with twice as many.
     rtol, atol
-        Tolerances of adaptive solvers.
+        Tolerances of adaptive solvers, by default 1e-8 and 1e-10.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def solve(
     Raises
     ------
     TypeError : for a system that is neither.
-    ValueError : for shapes that do not fit.
+    ValueError : for shapes that do not fit, and for steps or tolerances that the method does not have.
 
     Examples
     --------
@@ -85,7 +85,15 @@ def solve(
         msg = f"u0 needs an axis of states and times an axis of times; their shapes are {tuple(u0.shape)} and {tuple(times.shape)}."
         raise ValueError(msg)
     if callable(system):
-        if method in ("auto", "steps"):
+        in_steps = method in ("auto", "steps")
+        _refuse(
+            {"rtol": rtol, "atol": atol} if in_steps else {"n_steps": n_steps},
+            "a fixed number of steps has no tolerances" if in_steps else f"method={method!r} chooses its steps itself",
+        )
+        n_steps, rtol, atol = (
+            default if value is None else value for value, default in ((n_steps, 10), (rtol, 1e-8), (atol, 1e-10))
+        )
+        if in_steps:
             return _in_steps(system, u0, times, t0, n_steps)
         if times.ndim > 1:
             msg = f"method={method!r} needs times that all rows share, of one axis; they have the shape {tuple(times.shape)}."
@@ -94,7 +102,16 @@ def solve(
     if method != "auto":
         msg = f"A linear system is solved exactly; method={method!r} is for functions f(t, u)."
         raise ValueError(msg)
+    _refuse({"n_steps": n_steps, "rtol": rtol, "atol": atol}, "a linear system is solved exactly")
     return _exactly(system, u0, times, t0)
+
+
+def _refuse(unused: Mapping[str, object], reason: str) -> None:
+    """Arguments that have no meaning for the method, if any was given."""
+    for name, value in unused.items():
+        if value is not None:
+            msg = f"{name}={value!r} has no part here: {reason}. Leave it out."
+            raise ValueError(msg)
 
 
 def _exactly(system: Tensor | tuple[Tensor, Tensor], u0: Tensor, times: Tensor, t0: float) -> Tensor:

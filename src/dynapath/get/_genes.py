@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dynapath._names import as_text
-from dynapath._times import in_decimals
 from dynapath.write import KINDS
 
 from ._fits import cell_slots, find_fit, fit_record, strings
-from ._groups import draws, dynamics, group_names, snapshot_weights
+from ._groups import draws, dynamics, grid_of, group_names, snapshot_weights
 from ._model import model
 from ._stored import check_genes
 
@@ -35,7 +34,7 @@ def gene_trajectories(
     key: str | None = None,
     *,
     times: ArrayLike | None = None,
-    n_grid: int = 25,
+    n_grid: int | None = None,
     level: float = 0.9,
 ) -> pd.DataFrame:
     """Decoded means of genes along the paths of the groups, and how fast they change.
@@ -49,6 +48,8 @@ def gene_trajectories(
         Names in `var_names`.
     times
         In the unit of the data, not before the first snapshot; by default `n_grid` times from the first to the last.
+    n_grid
+        Number of times where none are given, by default 25.
     level
         Probability of the bands.
 
@@ -84,7 +85,7 @@ def gene_trajectories(
     names = gene_names(adata, genes)
     fitted = dynamics(adata, key)
     observed = fitted.observed_times
-    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(in_decimals(times))
+    grid = grid_of(observed, times, n_grid, default=25)
     found = gene_paths(adata, key, grid, as_text(adata.var_names).get_indexer(names))
     # Means are about normal as logarithms.
     factor = np.exp(half_width([np.log(paths.mean) for paths in found.draws], level))

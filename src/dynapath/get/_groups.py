@@ -81,7 +81,12 @@ def alternatives(adata: AnnData, key: str | None = None) -> pd.DataFrame:
 
 
 def trajectories(
-    adata: AnnData, key: str | None = None, *, times: ArrayLike | None = None, n_grid: int = 50, level: float = 0.9
+    adata: AnnData,
+    key: str | None = None,
+    *,
+    times: ArrayLike | None = None,
+    n_grid: int | None = None,
+    level: float = 0.9,
 ) -> pd.DataFrame:
     """Where the groups are over time.
 
@@ -91,6 +96,8 @@ def trajectories(
         With a fit under `key`.
     times
         In the unit of the data, not before the first snapshot; by default `n_grid` times from the first to the last.
+    n_grid
+        Number of times where none are given, by default 50.
     level
         Probability of the bands.
 
@@ -110,7 +117,7 @@ def trajectories(
     members = draws(adata, key)
     fitted = members[0].fit
     observed = fitted.observed_times
-    grid = np.linspace(observed[0], observed[-1], n_grid) if times is None else np.atleast_1d(in_decimals(times))
+    grid = grid_of(observed, times, n_grid, default=50)
     path = fitted.trajectories(grid)
     K, T, d = path.mean.shape
     group, time, dimension = (axis.ravel() for axis in np.meshgrid(range(K), range(T), range(d), indexing="ij"))
@@ -149,6 +156,18 @@ def trajectories(
             "extrapolated": fitted.is_after(grid)[time],
         }
     )
+
+
+def grid_of(
+    observed: NDArray[np.float64], times: ArrayLike | None, n_grid: int | None, *, default: int
+) -> NDArray[np.float64]:
+    """The times asked for; without any, `n_grid` of them from the first observed time to the last."""
+    if times is None:
+        return np.linspace(observed[0], observed[-1], default if n_grid is None else n_grid)
+    if n_grid is not None:
+        msg = f"n_grid={n_grid!r} is the number of times where none are given, but times are. Leave one of them out."
+        raise ValueError(msg)
+    return np.atleast_1d(in_decimals(times))
 
 
 def draws(adata: AnnData, key: str | None = None) -> list[Draws]:

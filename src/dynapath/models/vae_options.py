@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+# Options of one kind of penalty, which the other does not have.
+_OF_TSNE = ("perplexity", "exaggeration", "exaggeration_epochs")
+_OF_UMAP = ("n_neighbors", "min_dist")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class LatentPenalty:
         Whether the penalty acts on s m with a learned s, or on m itself. Without s the latent space itself has to grow, which
         the prior makes dear.
     use_rep
-        Seek them in this `obsm` instead, e.g. one in which batches have been aligned.
+        Seek them in this `obsm` instead of principal components, e.g. one in which batches have been aligned.
     """
 
     kind: Literal["tsne", "umap"]
@@ -56,6 +60,13 @@ class LatentPenalty:
         _require(self, "exaggeration", self.exaggeration >= 1, "must be at least 1")
         _require(self, "n_neighbors", self.n_neighbors >= 2, "must be at least 2")
         _require(self, "n_pcs", self.n_pcs >= 1, "must be at least 1")
+        others, other = (_OF_UMAP, "umap") if self.kind == "tsne" else (_OF_TSNE, "tsne")
+        unused = dict.fromkeys(others, f"is an option of {other!r}, and kind is {self.kind!r}: leave it out")
+        if self.use_rep is not None:
+            unused["n_pcs"] = f"has no part where neighbours are sought in obsm[{self.use_rep!r}]: leave it out"
+        for field in fields(self):
+            if field.name in unused:
+                _require(self, field.name, getattr(self, field.name) == field.default, unused[field.name])
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,9 @@ def _covariate_names(adata: AnnData, covariates: str | Sequence[str] | None, lay
 def _columns(
     names: list[str], lags: int | Sequence[int] | Mapping[str, int | Sequence[int]], n_days: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if not names and not isinstance(lags, Mapping) and _lags_of(lags) != [1]:
+        msg = f"lags={lags!r} says how many days before a step its covariates are from, but there are none. Give covariates, or leave lags out."
+        raise ValueError(msg)
     if isinstance(lags, Mapping):
         unknown = set(lags) - set(names)
         if unknown:

@@ -41,7 +41,7 @@ def estimate(
     slots: Mapping[str, str] | None = None,
     shared: Sequence[str] = (),
     simulate: Callable[..., Mapping[str, Tensor]] | None = None,
-    n_bootstrap: int = 200,
+    n_bootstrap: int | None = None,
     n_restarts: int = 1,
     max_iter: int | None = None,
     learning_rate: float | None = None,
@@ -87,12 +87,12 @@ def estimate(
     slots
         Where arguments are in the AnnData if not under their own name, e.g. `{"y": "X", "t": "var/day"}`.
     shared
-        Arrays in a dict of data that are the same for all units.
+        Arrays in a dict of data that are the same for all units; with `per="unit"`.
     simulate
         `simulate(params, **data)` that draws the data of one unit, for `se="bootstrap"` of likelihoods, and for
         :meth:`Estimate.bootstrap` afterwards.
     n_bootstrap
-        Number of simulated data sets.
+        Number of simulated data sets of `se="bootstrap"`, by default 200.
     n_restarts
         Number of starts: the one given, then some around it. The best is kept; `agreement` says how many found it.
     max_iter
@@ -142,6 +142,12 @@ def estimate(
     _check_choices(per, kind, se, pooling, n_restarts, max_iter, simulate)
     if learning_rate is not None and not learning_rate > 0:
         msg = f"learning_rate must be positive; it is {learning_rate!r}."
+        raise ValueError(msg)
+    if n_bootstrap is not None and se != "bootstrap":
+        msg = (
+            f"n_bootstrap={n_bootstrap!r} is the number of data sets that se='bootstrap' simulates; se={se!r} simulates none. Use "
+            "se='bootstrap', or leave it out (afterwards there is Estimate.bootstrap)."
+        )
         raise ValueError(msg)
     adata = data if isinstance(data, AnnData) else None
     if adata is not None and key_added is not None:
@@ -196,7 +202,9 @@ def estimate(
         found, sigma2 = own, variance_of(problem, own)
         covariance = None if errors is None else covariance_of(problem, own, errors)
     if se == "bootstrap":
-        draws, ended = bootstrap_draws(problem, found.u, sigma2, settings, n_bootstrap, simulate, seed)
+        draws, ended = bootstrap_draws(
+            problem, found.u, sigma2, settings, 200 if n_bootstrap is None else n_bootstrap, simulate, seed
+        )
         covariance = _covariance_of_draws(draws, ended, found.status)
     found = without_data(found) if not pooled else found
     result = Estimate(
@@ -253,6 +261,14 @@ def _arguments(
     slots: Mapping[str, str] | None,
     shared: Sequence[str],
 ) -> Arguments:
+    if len(shared) and (isinstance(data, AnnData) or per == "all"):
+        reason = (
+            "in an AnnData, columns of var are the same for all units"
+            if isinstance(data, AnnData)
+            else "with per='all' the program sees all data as they are"
+        )
+        msg = f"shared={shared!r} says which arrays of a dict are the same for all units; {reason}. Leave it out."
+        raise ValueError(msg)
     if isinstance(data, AnnData):
         required, optional, _ = argument_names(program)
         arrays, of_var = read_arguments(data, required, slots, optional=optional)

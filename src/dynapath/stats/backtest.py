@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dynapath._forecast_tables import inside
 from dynapath.read.panel import Panel, day_index, read_panel
 
-from .baselines import BASELINES, carry_forward, zero_before_first
+from .baselines import BASELINES, REGRESSIONS, carry_forward, zero_before_first
 from .increment.fit import fit
 from .increment.forecast import forecast
 
@@ -53,12 +53,12 @@ def backtest(
     covariates: str | Sequence[str] | None = None,
     origins: int | str | Iterable[int | str],
     horizon: int = 1,
-    start: Literal["locf", "state"] = "locf",
+    start: Literal["locf", "state"] | None = None,
     lags: int | Sequence[int] | Mapping[str, int | Sequence[int]] = 1,
     layer: str | None = None,
     observed: str | NDArray | None = None,
-    interval: float = 0.9,
-    before_first: Literal["skip", "zero"] = "skip",
+    interval: float | None = None,
+    before_first: Literal["skip", "zero"] | None = None,
 ) -> pd.DataFrame:
     """Forecast from several origins with several models, and compare with what was reported.
 
@@ -90,8 +90,8 @@ def backtest(
     horizon
         How many days to forecast from each.
     start
-        Whether increment models start from the last report carried forward (`"locf"`, as published), or from their own
-        filled-in `"state"`. It matters for units that did not report on the origin.
+        Whether increment models start from the last report carried forward (`"locf"`, the default, as published), or from their
+        own filled-in `"state"`. It matters for units that did not report on the origin.
     lags
         As in :func:`dynapath.stats.fit_increment`.
     layer
@@ -99,9 +99,9 @@ def backtest(
     observed
         Mask of what was reported, or the name of a layer with it.
     interval
-        Probability of the intervals of increment models.
+        Probability of the intervals of increment models, by default .9.
     before_first
-        What baselines make of the days before a unit's first report: `"skip"` starts with it, as the increment models do;
+        What baselines make of the days before a unit's first report: `"skip"`, the default, starts with it, as the increment models do;
         `"zero"` takes them for 0, as the publication did where nothing was known.
 
     Returns
@@ -114,7 +114,8 @@ def backtest(
     Raises
     ------
     KeyError : for an unknown layer.
-    ValueError : for an unknown model, or an origin with fewer than `horizon` days after it.
+    ValueError : for an unknown model, an origin with fewer than `horizon` days after it, or an argument that none of the models
+        uses.
 
     Warns
     -----
@@ -142,6 +143,10 @@ def backtest(
     >>> dp.stats.compare_forecasts(table)  # doctest: +SKIP
     """
     chosen = _chosen(models)
+    _refuse_unused(chosen, covariates=covariates, start=start, interval=interval, before_first=before_first)
+    start = "locf" if start is None else start
+    interval = 0.9 if interval is None else interval
+    before_first = "skip" if before_first is None else before_first
     if before_first not in ("skip", "zero"):
         msg = f"before_first must be 'skip' or 'zero'; it is {before_first!r}."
         raise ValueError(msg)
@@ -187,11 +192,11 @@ def temporal_subsets(
     length: int | None = None,
     starts: Iterable[int] | None = None,
     min_reports: int = 2,
-    start: Literal["locf", "state"] = "locf",
+    start: Literal["locf", "state"] | None = None,
     lags: int | Sequence[int] | Mapping[str, int | Sequence[int]] = 1,
     layer: str | None = None,
     observed: str | NDArray | None = None,
-    interval: float = 0.9,
+    interval: float | None = None,
 ) -> pd.DataFrame:
     """Fit windows of the days one by one, and forecast the last day of each, as in the published sensitivity analysis.
 
@@ -352,6 +357,25 @@ def _chosen(models: Models) -> dict[str, str | Mapping[str, Any] | Own]:
             )
             raise ValueError(msg)
     return dict(models)
+
+
+def _refuse_unused(chosen: Mapping[str, str | Mapping[str, Any] | Own], **given: Any) -> None:
+    """Raise for an argument that none of the models uses. A function of your own is given the AnnData alone."""
+    rules = {model for model in chosen.values() if isinstance(model, str) and model in BASELINES}
+    increments = any(
+        isinstance(model, Mapping) or (isinstance(model, str) and model in INCREMENT) for model in chosen.values()
+    )
+    uses = {
+        "covariates": (increments or bool(rules & {*REGRESSIONS}), f"{', '.join(REGRESSIONS)} and increment models"),
+        "start": (increments, "increment models"),
+        "interval": (increments, "increment models"),
+        "before_first": (bool(rules), f"the baselines {', '.join(BASELINES)}"),
+    }
+    for name, value in given.items():
+        used, by = uses[name]
+        if value is not None and not used:
+            msg = f"{name}={value!r} is for {by}, and models has none of them: {', '.join(chosen)}. Leave {name} out."
+            raise ValueError(msg)
 
 
 def _origins(panel: Panel, origins: int | str | Iterable[int | str], horizon: int) -> list[int]:

@@ -102,6 +102,8 @@ def ols_published(y: Reports, x: Steps, ahead: Ahead) -> Levels:
 BASELINES: dict[str, Baseline] = {
     baseline.__name__: baseline for baseline in (zero, mean, modified_mean, modified_mean_slide, ols, ols_published)
 }
+# Those that use covariates.
+REGRESSIONS = ("ols", "ols_published")
 
 
 def mean_increment(y: Reports) -> Float[NDArray, " unit"]:

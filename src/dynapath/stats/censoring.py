@@ -16,7 +16,7 @@ from dynapath._gaps import missing_by_chain
 from dynapath.read.panel import Panel, read_panel
 
 from .backtest import INCREMENT, steps
-from .baselines import carry_forward, interpolate, mean_increment, ols_coefficients, published_coefficients
+from .baselines import REGRESSIONS, carry_forward, interpolate, mean_increment, ols_coefficients, published_coefficients
 from .increment.fit import fit
 from .increment.impute import impute
 
@@ -97,7 +97,7 @@ def censoring_study(
     complete_only: bool = True,
     layer: str | None = None,
     observed: str | NDArray | None = None,
-    interval: float = 0.9,
+    interval: float | None = None,
     random_state: int | None = 0,
 ) -> pd.DataFrame:
     """Hide reports, recover them in several ways, and measure the errors.
@@ -131,7 +131,7 @@ def censoring_study(
     observed
         Mask of what was reported, or the name of a layer with it.
     interval
-        Probability of the intervals of increment models.
+        Probability of the intervals of increment models, by default .9.
     random_state
         Seed. Each repetition hides the same days from every method.
 
@@ -143,7 +143,8 @@ def censoring_study(
 
     Raises
     ------
-    ValueError : for an unknown method or a fraction out of range, or if no unit is complete.
+    ValueError : for an unknown method or a fraction out of range, if no unit is complete, or for an argument that none of the
+        methods uses.
 
     Notes
     -----
@@ -157,6 +158,20 @@ def censoring_study(
         what = f"There is no method {unknown[0]!r}" if unknown else "methods is empty"
         msg = f"{what}; there are {', '.join(METHODS)}."
         raise ValueError(msg)
+    increments = any(method not in SIMPLE for method in methods)
+    for name, value, used, by in (
+        (
+            "covariates",
+            covariates,
+            increments or bool({*methods} & {*REGRESSIONS}),
+            f"{', '.join(REGRESSIONS)}, filters and smoothers",
+        ),
+        ("interval", interval, increments, "filters and smoothers"),
+    ):
+        if value is not None and not used:
+            msg = f"{name}={value!r} is for {by}, and methods has none of them: {', '.join(methods)}. Leave {name} out."
+            raise ValueError(msg)
+    interval = 0.9 if interval is None else interval
     if n_repeats < 1:
         msg = f"n_repeats must be at least 1; it is {n_repeats!r}."
         raise ValueError(msg)

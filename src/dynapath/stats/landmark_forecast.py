@@ -15,7 +15,7 @@ from dynapath.read.baseline import Missing
 from dynapath.read.visits import TimeUnit, read_visits
 
 from .baselines import FORECASTERS
-from .registry.baselines import Autoregression
+from .registry.baselines import Autoregression, Rule
 from .registry.calibrate import patients_needed
 from .registry.history import Horizon
 from .registry.landmark import Combination, fold_table, forecast_fold, patient_folds
@@ -101,7 +101,7 @@ def landmark_forecast(
     Raises
     ------
     KeyError : for unknown columns.
-    ValueError : for an unknown model, too few patients, or visits that no model can use.
+    ValueError : for an unknown model, too few patients, visits that no model can use, or a baseline that none of them uses.
 
     Warns
     -----
@@ -131,6 +131,12 @@ def landmark_forecast(
         msg = f"horizon must be 'next' or 'all'; it is {horizon!r}."
         raise ValueError(msg)
     built, combinations, names = _build(models, horizon, random_state)
+    if baseline is not None and all(isinstance(model, Rule) for model in built.values()):
+        msg = (
+            f"baseline={baseline!r} is for models that are fitted, and models has only rules of each subject's own past: "
+            f"{', '.join(names)}. Leave it out, or add a model such as 'lmm'."
+        )
+        raise ValueError(msg)
     visits = read_visits(
         adata,
         subject_key=subject_key,

@@ -60,7 +60,9 @@ def sensitivity(
     settings.setdefault("se", "hessian")
     parts = []
     for name, layers in alternatives.items():
-        panel = read_panel(adata, covariates=layers, **given)
+        # An alternative may be to have none.
+        unused = ("lags",) if not len(layers) else ()
+        panel = read_panel(adata, covariates=layers, **{k: v for k, v in given.items() if k not in unused})
         result = fit(panel, **settings)
         n_units, k = result.params.shape
         covariates = ["covariate" if j == 0 else f"covariate_{j + 1}" for j in range(k - 2)]

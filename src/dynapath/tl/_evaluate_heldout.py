@@ -62,7 +62,7 @@ def evaluate_heldout(
         extrapolated.
     fit_kwargs
         Arguments of :func:`dynapath.tl.fit_dynamic_vae`, such as `{"n_groups": 4, "batch_key": "donor"}`. `layer` says
-        where the counts of all methods are.
+        where the counts of all methods are; the others are refused where nothing is fitted.
     methods
         `"all"`; a list of names, or of names and functions of your own; or a dictionary that gives names to either, of
         which only those are run. Without `"dynvae"` nothing is fitted but, for `"oracle_vae"`, a static VAE.
@@ -154,6 +154,7 @@ def evaluate_heldout(
     """
     chosen = _chosen_methods(methods)
     options = _fit_options(adata, time_key, fit_kwargs or {})
+    _refuse_unused(fit_kwargs or {}, chosen)
     if isinstance(n_pcs, bool) or n_pcs != int(n_pcs) or n_pcs < 1:
         msg = f"n_pcs must be a positive whole number; it is {n_pcs!r}."
         raise ValueError(msg)
@@ -219,6 +220,17 @@ def _chosen_methods(methods: str | Sequence[str | Method] | Mapping[str, str | M
             )
             raise ValueError(msg)
     return chosen
+
+
+def _refuse_unused(fit_kwargs: Mapping[str, Any], chosen: Mapping[str, str | Method]) -> None:
+    """Raise for arguments of a fit where nothing is fitted."""
+    given = [name for name, value in fit_kwargs.items() if value is not None and name != "layer"]
+    if given and not {MODEL, "oracle_vae"} & {method for method in chosen.values() if isinstance(method, str)}:
+        msg = (
+            f"fit_kwargs has {given[0]!r}, but none of the methods ({', '.join(chosen)}) fits anything. Leave it out (only 'layer' is "
+            f"for all methods), or add {MODEL!r}."
+        )
+        raise ValueError(msg)
 
 
 def _fit_options(adata: AnnData, time_key: str, fit_kwargs: Mapping[str, Any]) -> dict[str, Any]:

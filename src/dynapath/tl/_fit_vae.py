@@ -63,14 +63,18 @@ def fit_vae(
         `"mlp"`, or `"linear"` for factors with loadings of genes (:func:`dynapath.get.loadings`).
     layer
         Layer with the values; None for `X`.
-    batch_key, labels_key, size_factor_key
+    batch_key, size_factor_key
         As in scvi-tools; the linear decoder takes no size factors.
+    labels_key
+        Labels of the cells with `dispersion="gene-label"`, by which dispersions differ. The states know nothing of them, so
+        other dispersions refuse them.
     library
         What counts are relative to: the `"observed"` total of the cell (default for counts), or an `"encoded"` one, inferred
-        with a log-normal prior per batch. `"none"` (default otherwise, and only there): the decoder gives means, or logits, as
+        with a log-normal prior per batch; neither where there are size factors. `"none"` (default otherwise, and only there): the decoder gives means, or logits, as
         they are.
     dispersion
-        Of `"nb"` and `"zinb"`, and the variance of `"normal"`: per gene, also per batch, label or cell.
+        Of `"nb"` and `"zinb"`, and the variance of `"normal"`: per gene, also per batch, label or cell. Other likelihoods have
+        none.
     latent_distribution
         `"normal"`, or `"ln"`: logistic-normal, cells are points of a simplex.
     latent_penalty
@@ -136,8 +140,23 @@ def fit_vae(
     if decoder == "linear" and size_factor_key is not None:
         msg = "decoder='linear' takes no size_factor_key. Leave it out: cells are scaled by their total."
         raise ValueError(msg)
+    if library is not None and size_factor_key is not None and likelihood in read.COUNTS:
+        msg = (
+            f"Counts are relative to the size factors of size_factor_key={size_factor_key!r}, so that library={library!r} has no part. "
+            "Leave one of them out."
+        )
+        raise ValueError(msg)
     if dispersion == "gene-label" and labels_key is None:
         msg = "dispersion='gene-label' needs labels_key, the column of obs with the labels."
+        raise ValueError(msg)
+    if labels_key is not None and dispersion != "gene-label":
+        msg = (
+            f"labels_key={labels_key!r} says by which labels dispersions differ, and dispersion={dispersion!r} has none. Leave it "
+            "out, or use dispersion='gene-label'. (Coordinates that states shall follow are given as target.)"
+        )
+        raise ValueError(msg)
+    if dispersion != "gene" and likelihood in ("poisson", "bernoulli"):
+        msg = f"dispersion={dispersion!r} has no part in likelihood={likelihood!r}, which has no dispersion. Leave it out."
         raise ValueError(msg)
     if supervision is not None and target is None:
         msg = "supervision says how a target is learned, but there is none. Give target=, e.g. 'X_umap'."

@@ -13,7 +13,7 @@ def where_observed(
     value: Tensor | Callable[..., Tensor],
     *inputs: Tensor,
     otherwise: float = 0.0,
-    stand_in: float = 1.0,
+    stand_in: float | None = None,
 ) -> Tensor:
     """`value` where something was observed, `otherwise` elsewhere, without NaN in the derivative.
 
@@ -35,7 +35,7 @@ def where_observed(
         The result where nothing was observed. Residuals and losses that are exactly 0, with all their derivatives, do not
         count as data in :func:`dynapath.stats.estimate`.
     stand_in
-        A number at which the function is finite.
+        A number at which the function is finite, by default 1.
 
     Returns
     -------
@@ -55,8 +55,12 @@ def where_observed(
         msg = f"observed must be True and False; it has {observed.dtype}. Write e.g. ~torch.isnan(y)."
         raise TypeError(msg)
     if callable(value):
-        value = value(*(torch.where(observed, x, stand_in) for x in inputs))
+        at = 1.0 if stand_in is None else stand_in
+        value = value(*(torch.where(observed, x, at) for x in inputs))
     elif inputs:
         msg = "inputs go with a function as value; a tensor has been computed already."
+        raise TypeError(msg)
+    elif stand_in is not None:
+        msg = f"stand_in={stand_in!r} goes with a function as value; a tensor has been computed already. Did you mean otherwise?"
         raise TypeError(msg)
     return torch.where(observed, value, otherwise)

@@ -213,7 +213,7 @@ class Estimate:
         *,
         values: ArrayLike | None = None,
         units: str | Sequence[str] | None = None,
-        n_grid: int = 41,
+        n_grid: int | None = None,
         level: float = 0.9,
     ) -> pd.DataFrame:
         """The loss over one number, all others at their best: how well a unit knows it.
@@ -226,6 +226,8 @@ class Estimate:
             Grid; by default five standard errors around the estimate on its free scale, or a factor around it.
         units
             Which, by default all.
+        n_grid
+            Number of values where none are given, by default 41.
         level
             Confidence of the threshold.
 
@@ -237,6 +239,10 @@ class Estimate:
         """
         _check_level(level)
         self._needs_program("profile")
+        if values is not None and n_grid is not None:
+            msg = f"n_grid={n_grid!r} is the number of values where none are given, but values are. Leave one of them out."
+            raise ValueError(msg)
+        n_grid = 41 if n_grid is None else n_grid
         names = [units] if isinstance(units, str) else list(self.units if units is None else units)
         rows = self.units.get_indexer(as_text(names))
         if (rows < 0).any():
