@@ -53,7 +53,7 @@ def test_a_fit_of_cells_whose_names_are_strings_is_that_of_the_same_text(plain, 
     [
         lambda cells: dp.tl.predict_cells(cells, times=0.5, n_cells=9).X.toarray(),
         lambda cells: dp.tl.predict_cells(cells, times=0.5, n_cells=9, source=cells.obs_names[:20]).X.toarray(),
-        lambda cells: dp.get.model(cells).get_latent_representation(),
+        lambda cells: dp.get.model(cells, "dynvae").get_latent_representation(),
         lambda cells: dp.get.model(cells, "vae").get_latent_representation(),
         lambda cells: dp.get.gene_trajectories(cells, cells.var_names[:2])["mean"],
         lambda cells: dp.get.observed_genes(cells, list(cells.var_names[:2]))["mean"],

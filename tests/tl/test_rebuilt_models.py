@@ -32,10 +32,10 @@ def fitted(simulated):
     dp.tl.fit_dynamic_vae(cells, time_key="day", training=QUICK, n_members=2, **COLUMNS)
     cells.obs["type"] = cells.obs["type"].astype(object).where(cells.obs["type"].notna(), None)
     static = {**COLUMNS, "labels_key": "cluster"}
-    dp.tl.fit_vae(cells, n_latent=2, max_epochs=2, dispersion="gene-label", train_kwargs={"progress": False}, **static)
+    static |= {"n_latent": 2, "max_epochs": 2, "dispersion": "gene-label", "train_kwargs": {"progress": False}}
+    dp.tl.fit_vae(cells, **static)
     del static["size_factor_key"]
-    kwargs = {"n_latent": 2, "max_epochs": 2, "decoder": "linear", "train_kwargs": {"progress": False}}
-    dp.tl.fit_vae(cells, key_added="linear", **kwargs, **static)
+    dp.tl.fit_vae(cells, key_added="linear", decoder="linear", **static)
     return cells
 
 
@@ -118,7 +118,7 @@ def test_other_genes_and_missing_columns_are_refused_by_their_names(fitted, mode
 
 
 def test_members_read_as_the_first_does(fitted):
-    members = dp.get.model(fitted).members
+    members = dp.get.model(fitted, "dynvae").members
     for member in members:
         one, two = (member.get_latent_representation(cells) for cells in (None, fitted[::3]))
         np.testing.assert_allclose(one[::3], two, atol=1e-6)
