@@ -25,6 +25,7 @@ def result(n_groups=2, **fit):
         "std": rng.uniform(size=(4, 2)),
         "velocity": rng.normal(size=(4, 2)),
         "responsibilities": responsibilities,
+        "groups": [str(k) for k in range(n_groups)],
         "fit": {"kind": "dynamic_vae", "params": {"n_groups": n_groups}, **fit},
     }
 

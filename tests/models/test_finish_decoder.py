@@ -96,6 +96,8 @@ def test_a_network_without_linear_path_and_no_steps_leave_all_as_it_is(drawn):
 # --- slopes of genes with few counts -----------------------------------------------------------------------------------
 
 N_GENES = 40
+# A size factor so large that a softplus of the logits is an exponential.
+SIZE = 1e4
 
 
 def snapshot(n_cells=600, likelihood="nb", seed=0):
@@ -114,8 +116,7 @@ def snapshot(n_cells=600, likelihood="nb", seed=0):
         counts *= rng.random(counts.shape) > 0.3
     cells = ad.AnnData(csr_matrix(counts))
     cells.obs["time"] = np.repeat([0.0, 1.0], n_cells // 2)
-    # So large that a softplus of the logits is an exponential.
-    cells.obs["size"] = 1e4
+    cells.obs["size"] = SIZE
     return cells, z, slopes
 
 
@@ -126,12 +127,15 @@ def linear_module(cells, likelihood="nb", *, by_size=False):
     model._start_from_genes()
     with torch.no_grad():
         model.module.px_r.fill_(np.log(2.0))
+        if by_size:
+            # The model measures size factors by their mean; here they are large.
+            model.module.decoder.px_scale_decoder[0].bias.copy_(torch.as_tensor(np.log(cells.X.mean(0) / SIZE)).ravel())
     return model.module.eval()
 
 
 def shrunk(module, cells, z, *, by_size=False):
     counts = csr_matrix(cells.X)
-    size = torch.full((len(z),), 1e4) if by_size else torch.as_tensor(np.asarray(counts.sum(1)).ravel())
+    size = torch.full((len(z),), SIZE) if by_size else torch.as_tensor(np.asarray(counts.sum(1)).ravel())
     mean = torch.as_tensor(z)
     shrink_slopes(module, counts, mean, torch.zeros_like(mean), size, torch.zeros(len(z), dtype=torch.long))
     return module.decoder.skip.weight.detach().numpy()

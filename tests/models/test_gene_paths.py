@@ -37,6 +37,9 @@ class LogLinear(torch.nn.Module):
         logits = z @ self.weights.mT
         return logits.softmax(-1) if self.normalised else logits.exp()
 
+    def log_size(self, library):
+        return library.float().log()
+
     def generative(self, z, log_size, batch, size_factor=None):
         px = SimpleNamespace(mean=log_size.exp() * self.scale(z))
         if self.theta is not None:

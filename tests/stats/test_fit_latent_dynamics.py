@@ -715,7 +715,7 @@ def test_bad_requests_are_named(fitted, options, words):
 
 
 def test_a_fit_that_is_not_there_is_named(registry, fitted):
-    with pytest.raises(KeyError, match="there is no such fit"):
+    with pytest.raises(KeyError, match="no fit of dp.stats.fit_latent_dynamics"):
         dp.stats.predict_visits(registry, times=[1.0])
     with pytest.raises(KeyError, match="no item 'x1'"):
         dp.stats.predict_visits(fitted, subjects=registry[:, 1:], times=[1.0])

@@ -319,10 +319,15 @@ def warn_about_design(n_times: int, n_latent: int, *, stacklevel: int = 3) -> li
     return _warned(said, stacklevel)
 
 
+def constant_columns(points: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which coordinates are the same for all cells."""
+    # A constant that is no sum of powers of two varies in its last digit.
+    return np.flatnonzero(np.ptp(points, axis=0) <= 1e-12 * np.abs(points).max(0))
+
+
 def warn_about_constant(points: NDArray[np.float64], use_rep: str, *, stacklevel: int = 3) -> list[str]:
     """Warn of coordinates that are the same for all cells, and return what was said."""
-    # A constant that is no sum of powers of two varies in its last digit.
-    constant = np.flatnonzero(np.ptp(points, axis=0) <= 1e-12 * np.abs(points).max(0))
+    constant = constant_columns(points)
     said = []
     if len(constant) == points.shape[1]:
         said.append(

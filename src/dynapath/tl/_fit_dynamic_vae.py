@@ -149,8 +149,9 @@ def fit_dynamic_vae(
 
     Notes
     -----
-    `uns["{key}"]["status"]` is one of `ok`; `not_converged`, which comes before the others; `undetermined`: no cell has a group;
-    `best_restart_alone`, `restarts_disagree`, `members_disagree`. Each has a message and a warning.
+    `uns["{key}"]["status"]` is one of `ok`; `not_converged`, which comes before the others; `undetermined`: no cell has a
+    group, or all cells have the same coordinates; `best_restart_alone`, `restarts_disagree`, `members_disagree`. Each has a
+    message and a warning.
 
     A fit has converged if the second half of the joint phase (by the length of its steps, not by epochs) has moved groups of
     cells, states of cells and predicted counts by less than half of their uncertainty, and the paths of groups by less than
@@ -517,6 +518,9 @@ def _fit_on_representation(
     more = training.prior_steps * (convergence.factor or 1)
     advice = f"Raise Training(prior_steps=...), to {more} for instance (dp.get.convergence has the figures)."
     status, said = _judge(restarts, responsibilities, convergence, dynamics, advice)
+    if labels is None and len(read.constant_columns(points)) == points.shape[1]:
+        # Whatever groups were found, only rounding tells them apart.
+        status = "undetermined"
     given = isinstance(options["n_groups"], Integral)
     said += [] if given else judge_choice(choice.table())
     write.write_group_dynamics(
