@@ -119,10 +119,11 @@ def choose_look(adata: AnnData, fit: DrawnFit, color: str | None, palette: Palet
     """Cells by `color` and groups to match: their own colours if the cells have them, else dark grey."""
     by_group = color is None or color == fit.group_column
     cells = color_cells(adata, fit.group_column if color is None else color, palette, fit.chosen)
-    # A subset may have lost the categories, and so the colours, of groups without cells.
+    # A subset may have lost the categories, and so the colours, of groups without cells; a whole has them.
     group = dict.fromkeys(fit.all_groups, INK)
     labels = {k: f"group {k}" if k.isdigit() else k for k in fit.all_groups}
     if by_group:
+        group |= {k: to_hex(cells.colors[k]) for k in fit.all_groups if k in cells.colors}
         group |= {k: to_hex(cells.rgba[row]) for k, row in fit.surest.items()}
     rgba = cells.rgba.copy()
     rgba[~fit.chosen] = to_rgba(MISSING)
