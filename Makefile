@@ -1,17 +1,21 @@
-# One virtual environment per interpreter: .venv for python3.11, .venv-python3.13 for `make test PYTHON=python3.13`.
+# Development happens in .venv, with python3.11. Two more environments only run tests: .venv-python3.13, with the newest
+# releases, for `make test PYTHON=python3.13`, and .venv-lowest, with the lowest that pyproject.toml allows, for
+# `make test VERSIONS=lowest`. uv makes them, as pip has no way to ask for the lowest releases.
 PYTHON ?= python3.11
-VENV := $(if $(filter python3.11,$(notdir $(PYTHON))),.venv,.venv-$(notdir $(PYTHON)))
+VERSIONS ?= newest
+VENV := .venv$(patsubst %,-%,$(filter-out python3.11,$(notdir $(PYTHON))))$(patsubst %,-%,$(filter lowest,$(VERSIONS)))
 PY := $(VENV)/bin/python
+RESOLUTION := $(if $(filter lowest,$(VERSIONS)),lowest-direct,highest)
 READY := $(VENV)/.ready
 
 export PIP_CONSTRAINT := $(CURDIR)/ci/constraints.txt
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test coverage lint format docs notebooks clean
+.PHONY: help setup demo test test-slow test-all coverage lint format docs notebooks clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 setup: $(READY) ## create the environment
 
@@ -20,7 +24,12 @@ $(READY): export PYENV_VERSION := $(patsubst python%,%,$(notdir $(PYTHON)))
 $(READY): pyproject.toml ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+ifeq ($(VENV),.venv)
 	$(PY) -m pip install --quiet --editable . --group test --group doc --group dev
+else
+	$(PY) -m pip install --quiet "uv>=0.7"
+	$(PY) -m uv pip install --quiet --python $(PY) --resolution $(RESOLUTION) --editable . --group test
+endif
 	touch $@
 
 demo: export OMP_NUM_THREADS := 1
@@ -29,15 +38,20 @@ demo: $(READY) ## simulate, fit and plot; writes into demo/
 	$(PY) scripts/demo.py
 
 # Two workers with one thread each: more threads only compete on small data. The few long tests are shared out at the end.
-test: export OMP_NUM_THREADS := 1
-test: export NUMBA_NUM_THREADS := 1
-test: $(READY) ## all tests, and the examples of the docstrings
-	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules src tests
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+test test-slow coverage: export OMP_NUM_THREADS := 1
+test test-slow coverage: export NUMBA_NUM_THREADS := 1
 
-coverage: export OMP_NUM_THREADS := 1
-coverage: export NUMBA_NUM_THREADS := 1
-coverage: $(READY) ## the same with line coverage
-	$(PY) -m pytest -n 2 --dist worksteal --doctest-modules --cov --cov-report=term src tests
+test: $(READY) ## the quick tests, within eight minutes on two cores, and the examples of the docstrings
+	$(PYTEST) -m "not slow" --doctest-modules src tests
+
+test-slow: $(READY) ## the tests marked slow
+	$(PYTEST) -m slow tests
+
+test-all: test test-slow ## all tests
+
+coverage: $(READY) ## all tests with line coverage
+	$(PYTEST) --doctest-modules --cov --cov-report=term src tests
 
 lint: $(READY) ## style (binding) and types (for information)
 	$(PY) -m ruff check .
