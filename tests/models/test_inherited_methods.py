@@ -46,6 +46,7 @@ OURS = {
     "get_feature_correlation_matrix",
     "get_latent_library_size",
     "minify_adata",
+    "setup_annbatch",
 }
 # About registration, files and what the model is; refused by scvi-tools without an embedding or a MuData.
 NEITHER_PRIOR_NOR_DATA = {
@@ -310,6 +311,12 @@ def test_genes_are_compared_between_groups_of_cells(cells):
 def test_counts_are_not_minified(static):
     with pytest.raises(NotImplementedError, match="would drop counts"):
         static.minify_adata()
+
+
+@pytest.mark.parametrize("model", [DynamicVAE, CountVAE, LinearCountVAE])
+def test_data_are_not_streamed_from_files(model):
+    with pytest.raises(NotImplementedError, match="Use setup_anndata"):
+        model.setup_annbatch(paths=["cells.h5ad"])
 
 
 @pytest.mark.parametrize("again", [False, True])

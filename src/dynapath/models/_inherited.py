@@ -234,6 +234,17 @@ class CarefulModel:
         msg = "minify_adata would drop counts that this model needs. States are in obsm already; drop the counts there: del adata.X."
         raise NotImplementedError(msg)
 
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
+        """Not for these models: data that scvi-tools streams from files carry neither times nor the order of the cells.
+
+        Raises
+        ------
+        NotImplementedError : always.
+        """
+        msg = f"setup_annbatch registers neither times nor the order of the cells, which {cls.__name__} needs. Use setup_anndata."
+        raise NotImplementedError(msg)
+
     # ------------------------------------------------------------------------------------------------ the likelihood
 
     def get_likelihood_parameters(self, *args: Any, **kwargs: Any) -> dict[str, NDArray[np.floating]]:
