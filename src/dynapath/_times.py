@@ -56,7 +56,7 @@ def same_within(times: Any) -> float:
 
 
 def _held(times: Any) -> NDArray:
-    """As an array in the precision that the times have."""
+    """Return the times as an array in the precision that they have."""
     if not hasattr(times, "to_numpy"):
         return np.asarray(times) if np.asarray(times).dtype.kind == "f" else np.asarray(times, dtype=float)
     # Types of pandas' own know the one of numpy.

@@ -114,7 +114,7 @@ class Convergence:
         return f"The fit has not converged: {why}. {advice}"
 
     def to_arrays(self) -> dict[str, object]:
-        """As plain values; changes are NaN where nothing can be told."""
+        """Return plain values; changes are NaN where nothing can be told."""
         return {
             "change": {name: np.nan if self.too_short else float(value) for name, value in self.change.items()},
             "n_steps": int(self.n_steps),
@@ -123,7 +123,7 @@ class Convergence:
 
     @classmethod
     def worst(cls, several: Sequence[Convergence]) -> Convergence:
-        """Of several trainings the one that is furthest from its end."""
+        """Return the training, among several, that is furthest from its end."""
         short = [one for one in several if one.too_short]
         if short:
             return short[0]

@@ -154,5 +154,5 @@ def members(adata: AnnData, key: str | None = None) -> pd.DataFrame:
 
 
 def strings(values: ArrayLike) -> list[str]:
-    """As str, whichever string type the file format gave back."""
+    """Return a str, whichever string type the file format gave back."""
     return [str(value) for value in values]

@@ -44,7 +44,7 @@ def increment_slots(adata: AnnData, key: str | None) -> IncrementKeys:
 
 
 def increments(adata: AnnData, key: str | None) -> IncrementDynamics:
-    """Of the units of this AnnData, in its order."""
+    """Return the dynamics of the units of this AnnData, in its order."""
     from dynapath.dynamics import IncrementDynamics
 
     key = find_fit(adata, key, (INCREMENT,))

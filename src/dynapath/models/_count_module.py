@@ -34,7 +34,7 @@ Stage = Literal["joint", "encoder", "decoder"]
 
 
 class Bernoulli(torch.distributions.Bernoulli):
-    """With what scvi-tools asks of a likelihood."""
+    """The Bernoulli distribution, which also has what scvi-tools asks of a likelihood."""
 
     @property
     def scale(self) -> Tensor:
