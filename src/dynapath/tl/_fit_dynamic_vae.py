@@ -149,9 +149,9 @@ def fit_dynamic_vae(
 
     Notes
     -----
-    `uns["{key}"]["status"]` is one of `ok`; `not_converged`, which comes before the others; `undetermined`: no cell has a
-    group, or all cells have the same coordinates; `best_restart_alone`, `restarts_disagree`, `members_disagree`. Each has a
-    message and a warning.
+    `uns["{key}"]["status"]` is one of `ok`; `not_converged`, which comes before those that follow; `undetermined`: no cell has a
+    group; `best_restart_alone`, `restarts_disagree`, `members_disagree`. Each has a message and a warning. Where all cells have
+    the same coordinates, the status is `undetermined` whatever else there is to say: more training would not help.
 
     A fit has converged if the second half of the joint phase (by the length of its steps, not by epochs) has moved groups of
     cells, states of cells and predicted counts by less than half of their uncertainty, and the paths of groups by less than
