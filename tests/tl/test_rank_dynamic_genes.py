@@ -154,6 +154,16 @@ def test_a_pseudocount_is_one_count_among_those_of_the_group_in_a_snapshot(known
     assert (width(more) <= width(few)).all()
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_unit_of_size_factors_does_not_change_what_a_pseudocount_adds(known, unit):
+    known.uns["dynvae"]["params"]["size_factor_key"] = "size"
+    changes = []
+    for factor in (1.0, unit):
+        known.obs["size"] = factor * np.asarray(known.X.sum(1)).ravel()
+        changes.append(dp.tl.rank_dynamic_genes(known).sort_values(["group", "gene"])["observed_log2fc"].to_numpy())
+    np.testing.assert_allclose(*changes, rtol=1e-6)
+
+
 def test_rates_at_a_time_are_relative_to_the_mean_with_the_pseudocount(fitted):
     groups = fitted.obsm["dynvae_groups"] / fitted.obsm["dynvae_groups"].sum(1, keepdims=True)
     for pseudocount in (0, 100):

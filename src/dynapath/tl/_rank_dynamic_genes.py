@@ -178,8 +178,8 @@ class _Group:
         pseudocount: float,
         level: float,
     ) -> _Group:
-        # A group without counts has nothing that a count could be added to.
-        depth = max(counted.depth[k].mean(), 1.0)
+        # A group without cells has nothing that a count could be added to. Relative, as size factors may be in any unit.
+        depth = max(counted.depth[k].mean(), 1e-3 * counted.depth.mean())
         return cls(
             mean=found.mean[k][:, kept],
             velocity=found.velocity[k][:, kept],
