@@ -22,6 +22,8 @@ from scvi.module.base import auto_move_data
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal, StudentT
 
+from dynapath._columns import column_of
+
 
 class MarginalModule:
     """A module that has its own prior in the marginal likelihood; comes before one of scvi-tools among the bases."""
@@ -211,11 +213,8 @@ class CarefulModel:
             Degrees of freedom of Student's t; None for normal posteriors.
         """
         adata = self._validate_anndata(adata)
-        if sample_key not in adata.obs:
-            msg = f"obs has no column {sample_key!r} (sample_key); present: {', '.join(map(str, adata.obs.columns))}."
-            raise KeyError(msg)
+        sample, columns = column_of(adata.obs, sample_key, argument="sample_key"), {}
         states = torch.as_tensor(self.get_latent_representation(adata, batch_size=batch_size))
-        sample, columns = adata.obs[sample_key], {}
         for name in sample.unique():
             rows = np.flatnonzero(sample == name)
             if num_cells_posterior is not None and num_cells_posterior < len(rows):
