@@ -91,6 +91,7 @@ def test_a_new_fit_drops_the_old_bands(resampled):
     assert dp.get.trajectories(cells, "rep")[BANDS].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_members_give_bands_and_resampling_widens_them(simulated):
     cells = simulated.copy()
     dp.tl.fit_dynamic_vae(cells, time_key="time", training=QUICK, n_members=2)

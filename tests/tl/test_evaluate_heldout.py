@@ -283,6 +283,7 @@ def uneven(scenario="branching", **sizes):
     return dp.datasets.simulate_snapshots(scenario, times=(0, 1, 2, 6, 12), **sizes)
 
 
+@pytest.mark.slow
 @beaten
 def test_the_unit_of_time_does_not_change_a_bit(quick):
     days = uneven(n_cells=25, n_genes=40)

@@ -763,6 +763,7 @@ json.dump(found, open("found.json", "w"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Times 1.2 lie outside:UserWarning")
 def test_files_read_in_another_process_give_the_same_model(fitted, fit, tmp_path):
     cells = fit(fitted, copy=True, use_rep="Z_true", key_added="rep")

@@ -129,6 +129,7 @@ def test_at_an_observed_time_states_are_those_of_the_cells(on_truth):
     assert distance.max() < 1e-6
 
 
+@pytest.mark.slow
 def test_between_times_cells_are_where_the_truth_is():
     everything = dp.datasets.simulate_snapshots("rotating", n_cells=100, n_genes=5, times=(0, 0.25, 0.5, 0.75, 1))
     held_out = everything.obs["time"] == 0.75
